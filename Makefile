@@ -1,0 +1,55 @@
+# The two commands are `make serve` and `make test`; each sets up what it needs, from a bare checkout.
+#
+# Variables, as in `make serve ARGS="--port 9000"`:
+#   ARGS      what `make serve` and `make pytest` hand on
+#   PYTHON    the Python, 3.11 or later, that makes the virtual environment
+#   TORCH     which torch to install; "torch==2.13.0+cpu" is the CPU build, gigabytes smaller
+#   PIP_ARGS  arguments of pip for torch alone, such as the --index-url that holds that build
+#   IMAGE     the name of the container image
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+IMAGE ?= verbatim
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format pytest image clean
+
+help: ## Show this list.
+	@sed -n 's/^#   /  /p' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+serve: .venv/runtime ## Start the server on the embedded model.
+	$(BIN)/verbatim serve $(ARGS)
+
+test: lint pytest ## Run every check: style, types, tests with their coverage.
+
+lint: .venv/tools ## Check style and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+pytest: .venv/tools ## Run the tests, and fail below the floor of coverage.
+	$(BIN)/pytest --cov $(ARGS)
+
+format: .venv/tools ## Rewrite the files in the house's style.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+image: ## Build the container image.
+	docker build --tag $(IMAGE) --build-arg TORCH="$(TORCH)" --build-arg PIP_ARGS="$(PIP_ARGS)" .
+
+clean: ## Remove all that these targets made.
+	rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find model server tests weights -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: set-up happens once, and again when pyproject.toml changes.
+.venv/runtime: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install $(PIP_ARGS) "$(TORCH)"
+	$(BIN)/pip install --editable .
+	touch $@
+
+.venv/tools: .venv/runtime
+	$(BIN)/pip install --editable ".[test,train]"
+	touch $@

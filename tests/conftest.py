@@ -1,0 +1,31 @@
+"""What every test starts from: few threads, repeatable properties, and the way to shared data.
+
+Imports neither torch nor the project, so that a test decides what it loads.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read by torch and tokenizers when they are first imported, here and in each worker process: test
+# models are so small that a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# No deadline: on a shared machine it measures the neighbours.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data that lies beside the checkout, not in it."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs ../shared/data beside the checkout")
+    return path
