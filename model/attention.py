@@ -1,0 +1,153 @@
+"""Masked multi-head attention. The only file that knows the mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import ForwardBatch, PairGroup
+from model.config import DecoderConfig
+from model.kv_cache import KEY_TILE, KVCache
+from model.linear import Linear, padded
+
+
+class Attend(Protocol):
+    """Where the rows of one sequence meet: scores, scale, mask, softmax, weighted sum, for all heads."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim] -> like q."""
+        ...
+
+
+class MaskedMultiHeadAttention(nn.Module):
+    """Projections to queries, keys and values; attention in every head; concatenation; Wo."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_size, key_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.wq = Linear(config.hidden_size, query_size, config.has_attention_bias)
+        self.wk = Linear(config.hidden_size, key_size, config.has_attention_bias)
+        self.wv = Linear(config.hidden_size, key_size, config.has_attention_bias)
+        self.wo = Linear(query_size, config.hidden_size, config.has_attention_bias)
+
+    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor], attend: Attend) -> Tensor:
+        """x: [num_tokens, hidden_size] -> the same shape."""
+        q = rotate(self._in_heads(self.wq(x)))  # [num_tokens, num_heads, head_dim]
+        k = rotate(self._in_heads(self.wk(x)))  # [num_tokens, num_kv_heads, head_dim]
+        v = self._in_heads(self.wv(x))
+        heads = attend(self.layer, q, k, v)  # [num_tokens, num_heads, head_dim]
+        concatenated = heads.flatten(1)
+        out: Tensor = self.wo(concatenated)
+        return out
+
+    def _in_heads(self, projected: Tensor) -> Tensor:
+        """[num_tokens, heads * head_dim] -> [num_tokens, heads, head_dim]."""
+        return torch.unflatten(projected, -1, (-1, self.head_dim))
+
+
+class PagedAttention:
+    """`Attend` for serving: one step of many sequences, each against its own keys in the cache.
+
+    softmax(Q K^T / sqrt(d_k) + mask) V, where the softmax's sums run over key tiles in the order of
+    their positions: within each tile by its own maximum, then all tiles brought to the common one
+    (Milakov & Gimelshein 2018; Dao et al. 2022). Computed in float32 whatever the cache's dtype.
+    """
+
+    def __init__(self, batch: ForwardBatch, cache: KVCache, num_query_heads_per_kv_head: int) -> None:
+        self.batch = batch
+        self.cache = cache
+        self.group_size = num_query_heads_per_kv_head
+        self.masks = [_Mask(group, self.group_size) for group in batch.groups]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Writes k and v to the cache, then looks up each row of q."""
+        self.cache.write(layer, self.batch.slots, k, v)
+        head_dim = q.shape[-1]
+        q = padded(q.float() / math.sqrt(head_dim))
+        out = torch.empty_like(q)
+        for group, mask in zip(self.batch.groups, self.masks, strict=True):
+            out.index_copy_(0, group.out_rows, self._attend_group(layer, q, group, mask))
+        return out[..., :head_dim].to(v.dtype)
+
+    def _attend_group(self, layer: int, q: Tensor, group: PairGroup, mask: _Mask) -> Tensor:
+        """The rows of one group: [len(group.out_rows), num_heads, head_dim]."""
+        tiles = torch.unflatten(q[group.rows], 2, (-1, self.group_size))
+        # [num_kv_heads, num_query_tiles, QUERY_TILE * group_size, head_dim]
+        tiles = tiles.permute(2, 0, 1, 3, 4).flatten(2, 3)
+        queries = tiles.index_select(1, group.pair_query)  # [num_kv_heads, num_pairs, ...]
+        keys, values = self.cache.read_tiles(layer, group.pair_blocks)
+        values.flatten(1, 2).index_fill_(1, mask.unseen_keys, 0.0)
+
+        # Dot products (q is scaled already), mask, softmax (its division comes last), weighted sum of V.
+        scores = _batched_product(queries, keys.transpose(-1, -2))
+        scores.masked_fill_(mask.is_hidden, torch.finfo(scores.dtype).min)
+        largest = scores.amax(-1, keepdim=True)  # of each row in each pair
+        weights = torch.exp(scores - largest)
+        sums = weights.sum(-1, keepdim=True)
+        weighted = _batched_product(weights, values)
+
+        common = _merge(torch.maximum, largest, group.num_reaching)
+        rescale = torch.exp(largest - common.index_select(1, group.pair_query))
+        weighted = _merge(torch.add, weighted * rescale, group.num_reaching)
+        sums = _merge(torch.add, sums * rescale, group.num_reaching)
+        heads = torch.unflatten(weighted / sums, 2, (-1, self.group_size))
+        rows = heads.permute(1, 2, 0, 3, 4).reshape(-1, *q.shape[1:])
+        return rows.index_select(0, group.out_places)
+
+
+class _Mask:
+    """No position sees a later one: the keys that each row of each pair must not see, in every layer."""
+
+    def __init__(self, group: PairGroup, group_size: int) -> None:
+        keys = group.pair_start[:, None] + torch.arange(KEY_TILE, device=group.pair_start.device)
+        queries = group.query_positions[group.pair_query]
+        hidden = keys[:, None, :] > queries[:, :, None]  # [num_pairs, QUERY_TILE, KEY_TILE]
+        self.is_hidden = hidden.repeat_interleave(group_size, 1)
+        # Keys that no row sees may be left from another sequence: 0 * NaN would carry its NaN over.
+        self.unseen_keys = hidden.all(1).flatten().nonzero().squeeze(1)  # of [num_pairs * KEY_TILE]
+
+
+def _batched_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b over two leading dimensions, as one batch of equal products: [h, p, n, k] x [h, p, k, m]."""
+    return torch.unflatten(torch.bmm(a.flatten(0, 1), b.flatten(0, 1)), 0, a.shape[:2])
+
+
+def _merge(combine: Callable[[Tensor, Tensor], Tensor], pairs: Tensor, num_reaching: list[int]) -> Tensor:
+    """Combine each query tile's pairs over its key tiles, in the order of their positions.
+
+    pairs: [num_kv_heads, num_pairs, ...] -> [num_kv_heads, num_query_tiles, ...].
+    """
+    first, *others = torch.split(pairs, num_reaching, 1)
+    if combine is torch.add:
+        first = first + 0.0  # -0.0 becomes 0.0, or adding a hidden tile's 0.0 would change its sign
+    if not others:
+        return first
+    merged = first.clone()
+    for part in others:
+        reached = merged[:, : part.shape[1]]
+        reached.copy_(combine(reached, part))
+    return merged
+
+
+class WholeSequences:
+    """`Attend` for training: whole sequences of one length, no cache. softmax(Q K^T / sqrt(d_k) + mask) V."""
+
+    def __init__(self, num_sequences: int, length: int, device: torch.device) -> None:
+        self.num_sequences = num_sequences
+        self.mask = torch.full((length, length), -torch.inf, device=device).triu(1)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Rows are ordered by sequence, then by position."""
+        k, v = (rows.repeat_interleave(q.shape[1] // rows.shape[1], 1) for rows in (k, v))
+        q, k, v = (
+            torch.unflatten(rows, 0, (self.num_sequences, -1)).transpose(1, 2) for rows in (q, k, v)
+        )  # [num_sequences, num_heads, length, head_dim]
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2) + self.mask.to(q.dtype)
+        weights = torch.softmax(scores, -1, dtype=scores.dtype)
+        return (weights @ v).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,61 @@
+"""The position-wise feed-forward network: the same two (or three) matrices at every position.
+
+Knows nothing of other positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from model.config import DecoderConfig
+from model.linear import Linear
+
+# Written out of operations whose bits do not depend on an element's place: the library's own GELU, SiLU
+# and sigmoid compute the last few elements of a stretch, past its whole vectors, by another formula.
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), by the integral of the normal density (Hendrycks & Gimpel 2016)."""
+    return 0.5 * x * (1.0 + torch.erf(x * math.sqrt(0.5)))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The same, by its approximation with tanh."""
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) (Elfwing et al. 2017)."""
+    return x / (1.0 + torch.exp(-x))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+}
+
+
+class FeedForward(nn.Module):
+    """`W2 act(W1 x)`; gated (Shazeer 2020): `W2 (act(W1 x) * W3 x)`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        inner, outer, has_bias = config.feed_forward_size, config.hidden_size, config.has_feed_forward_bias
+        self.activation = ACTIVATIONS[config.activation]
+        self.w1 = Linear(outer, inner, has_bias)
+        self.w2 = Linear(inner, outer, has_bias)
+        self.w3 = Linear(outer, inner, has_bias) if config.is_gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_tokens, hidden_size] -> the same shape."""
+        inner = self.activation(self.w1(x).float()).to(x.dtype)  # [num_tokens, feed_forward_size]
+        if self.w3 is not None:
+            inner = inner * self.w3(x)
+        out: Tensor = self.w2(inner)
+        return out

@@ -1,0 +1,95 @@
+"""The seam: what an engine may ask of a model. Ints, floats and strings cross it, and nothing else does.
+
+Torch-free. `server/engine` decides which ids run and when; a `Model` turns them into the next ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.sampling.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a loaded model is, and how much it can hold. Sizes in tokens, blocks or bytes as named."""
+
+    model_id: str
+    model_type: str
+    dtype: str
+    device: str
+    kernels: str
+    fingerprint: str  # SHA-256 over configuration, tokenizer and weights, in hexadecimal
+    num_parameters: int
+    weight_bytes: int
+    vocab_size: int
+    max_positions: int  # the longest sequence, prompt and output together
+    end_token_ids: tuple[int, ...]  # the model's own: choosing one of them ends an answer
+    block_size: int  # tokens in a block of the KV cache
+    num_blocks: int
+    kv_bytes_per_token: int
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The longest sequence that can be served: what the positions allow and the cache holds."""
+        return min(self.max_positions, self.num_blocks * self.block_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """The wish for one token after the last token of a `StepItem`. The model only reads the lists."""
+
+    params: SamplingParams
+    token_ids: Sequence[int]  # every known token, prompt first: what penalties look at
+    num_prompt_tokens: int
+    choice: int = 0  # which of several answers to one prompt this is
+    forbidden_ids: Sequence[int] = ()  # ids that may not be chosen now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepItem:
+    """One sequence's part of one step: compute `token_ids`, then sample if asked.
+
+    The keys and values of positions below `start` are in the cache already. Position p lives in block
+    `block_table[p // block_size]`; the table reaches at least to the last token of this item.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    sample: SampleRequest | None = None
+    # The tokens that follow the first rows of this item: asks for the log-probability of each.
+    target_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """One chosen token. Log-probabilities are natural logarithms, of the softmax that the request named."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), best first, ties by lowest id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What one `StepItem` came to. At most one of `token` and `error` is set."""
+
+    token: SampledToken | None = None
+    target_logprobs: tuple[float, ...] = ()
+    error: str | None = None  # this item alone failed; its neighbours are untouched
+
+
+class Model(Protocol):
+    """A loaded model with its cache. Not thread-safe."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        ...
+
+    def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
+        """Run one step; one output for each item, in order. Raises only if the whole step failed."""
+        ...

@@ -1,0 +1,62 @@
+"""The linear layer, computed so that a row's bits depend on that row alone.
+
+Knows nothing of what the rows mean.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A matrix product may round a row differently when the number of rows changes: the library picks
+# another kernel. With the number of rows fixed, it does not, whatever the other rows hold.
+ROW_BLOCK = 16
+
+# Small products with odd sizes still rounded a row by its place among the others (seen with MKL: inner
+# size not a multiple of 4, fewer than 12 columns). Sums over whole vectors, padded with zeros, do not.
+VECTOR = 16  # divides ROW_BLOCK, too
+
+
+def padded(x: Tensor, dim: int = -1) -> Tensor:
+    """x with zeros appended along `dim` up to a multiple of VECTOR; x itself if it is one already."""
+    num_missing = -x.shape[dim] % VECTOR
+    if not num_missing:
+        return x
+    shape = list(x.shape)
+    shape[dim] = num_missing
+    return torch.cat((x, x.new_zeros(shape)), dim)
+
+
+def linear_in_row_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias`, each row with the same bits however many rows there are.
+
+    x: [num_rows, in], weight: [out, in], bias: [out] -> [num_rows, out].
+    """
+    num_rows = x.shape[0]
+    num_columns = weight.shape[0]
+    if num_columns < VECTOR:
+        weight = padded(weight, 0)
+    x, weight = padded(padded(x), 0), padded(weight)
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    transposed = weight.t()
+    for start in range(0, x.shape[0], ROW_BLOCK):
+        rows = slice(start, start + ROW_BLOCK)
+        torch.mm(x[rows], transposed, out=out[rows])
+    out = out[:num_rows, :num_columns]
+    return out if bias is None else out.add_(bias)
+
+
+class Linear(nn.Module):
+    """`y = W x + b`. In training, the library's own product; in evaluation, in fixed blocks of rows."""
+
+    def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
+        if self.training:
+            return F.linear(x, self.weight, self.bias)
+        return linear_in_row_blocks(x, self.weight, self.bias)

@@ -1,0 +1,79 @@
+"""From rows of logits to tokens and their log-probabilities: chain, softmax, draw.
+
+Each row is handled by itself, in float64: what its neighbours are cannot change a bit of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from model.interface import SampledToken, SampleRequest, StepOutput
+from model.sampling.philox import uniform
+from model.sampling.processors import Observer, build_chain
+from model.sampling.ranking import prefix_of_mass, ranked
+
+
+class SamplingError(Exception):
+    """No token can be chosen from this row. The message is a sentence for the client."""
+
+
+class Sampler:
+    """Chooses tokens. It has no state: a draw depends on the seed, the choice and the position alone."""
+
+    def sample(self, logits: Tensor, requests: Sequence[SampleRequest]) -> list[StepOutput]:
+        """A token or an error for each row. logits: [num_rows, vocab_size], float32, left as they are."""
+        return [self._outcome(row, request) for row, request in zip(logits, requests, strict=True)]
+
+    def _outcome(self, row: Tensor, request: SampleRequest) -> StepOutput:
+        try:
+            return StepOutput(token=self.sample_row(row, request))
+        except SamplingError as error:
+            return StepOutput(error=str(error))
+
+    def sample_row(
+        self, row: Tensor, request: SampleRequest, observer: Observer | None = None
+    ) -> SampledToken:
+        """The token that follows `request.token_ids`. row: [vocab_size], float32, left as it is.
+
+        Raises `SamplingError` for NaN or infinity in the row, and if every id is forbidden.
+        """
+        params = request.params
+        raw = row.double()
+        # One maximum tells all: NaN wins it, then +inf; it is -inf only where everything is.
+        if not math.isfinite(raw.max().item()):
+            raise SamplingError("the model's logits hold NaN or infinity, so no token can be chosen")
+        processed = build_chain(request)(raw, observer)
+        if processed.max().item() == -math.inf:
+            raise SamplingError("every token is forbidden here, so none can be chosen")
+
+        if params.is_greedy:
+            token_id = int(processed.argmax())  # PyTorch's promise: the first of the largest
+        else:
+            token_id = draw(processed, uniform(params.seed, request.choice, len(request.token_ids)))
+        reported = raw if params.logprobs_mode == "raw" else processed
+        logprobs = reported.log_softmax(0)
+        top_ids = ranked(reported, params.top_n_tokens).tolist() if params.top_n_tokens else []
+        return SampledToken(
+            token_id=token_id,
+            logprob=logprobs[token_id].item(),
+            top=tuple((i, logprobs[i].item()) for i in top_ids),
+        )
+
+
+def draw(row: Tensor, u: float) -> int:
+    """The inverse of the cumulative distribution in rank order: the first id at which the sum exceeds u.
+
+    row: [vocab_size], float64 logits; u in [0, 1).
+    """
+    probs = row.softmax(0)
+    return prefix_of_mass(probs, u, is_beyond=True).last_id(probs)
+
+
+def digest(row: Tensor) -> int:
+    """64 bits of BLAKE2b over the row's bytes: equal digests, equal logits. row: [vocab_size], float32."""
+    data = row.cpu().contiguous().numpy().tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
