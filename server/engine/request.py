@@ -1,0 +1,63 @@
+"""What crosses between the front and the engine: a request, and what comes back for each token.
+
+Plain integers and floats; no text, no sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from model.sampling.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error", "deadline"]
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One generation. Validated by the front: the engine trusts its bounds."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    min_new_tokens: int = 0  # no end id may be chosen before this many tokens
+    end_ids: tuple[int, ...] = ()  # choosing one of these ends the answer
+    priority: int = 0  # larger runs first
+    wants_prompt_logprobs: bool = False
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one generation's time went, by the engine's clock, in seconds."""
+
+    queue_s: float  # from arrival to the first step that held it
+    prefill_s: float  # from there to the first token
+    decode_s: float  # from there to the last
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine, for metrics. Counts since its start, or of the moment."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_steps: int = 0
+    num_step_tokens: int = 0  # computed in all steps
+    num_preemptions: int = 0
+
+
+class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """One token of one generation, or its end. The last output of a stream has a `finish_reason`.
+
+    A `finish_reason` of `stop` or `length` comes with the last token. `abort`, `error` and `deadline`
+    may come without one: then `token_id` is None.
+    """
+
+    token_id: int | None
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()  # with the first token, if asked: of prompt_ids[1:], in order
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    timings: Timings | None = None  # until this token; None without one

@@ -1,0 +1,148 @@
+"""The worker process: loads a model, then turns commands into steps until the front goes away.
+
+Run as `python -m server.engine.worker SOCKET_FD HEARTBEAT_FD`. It has one thread of its own, no HTTP and
+no event loop. With the front gone there is nobody to compute for: it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from model.interface import Model, SampleRequest, StepItem
+from model.runner import ModelRunner, RunnerOptions
+from model.sampling.sampling_params import SamplingParams
+from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine
+from server.engine.frames import (
+    Abort,
+    Command,
+    CommandReader,
+    Event,
+    Loading,
+    Ready,
+    Refused,
+    Stepped,
+    Submit,
+    WorkerConfig,
+    encode,
+)
+from server.engine.heartbeat import Heartbeat
+from server.engine.request import EngineStats
+from server.engine.scheduler import Scheduler
+
+
+class Worker:
+    """Joins an engine to the socket that its commands come from."""
+
+    def __init__(self, connection: socket.socket, heartbeat: Heartbeat) -> None:
+        self.connection = connection
+        self.commands = CommandReader(connection)
+        self.heartbeat = heartbeat
+        self._last_stats: EngineStats | None = None
+
+    def run(self) -> None:
+        """Load, then serve. Returns when the front is gone or the model cannot be served."""
+        config, pending = self._first_command()
+        if config is None:
+            return
+        try:
+            model = load_model(config, self._tell_loading)
+            engine = build_engine(model, config)
+            generate_one_token(model)
+        except ValueError as error:
+            self._tell(Refused(str(error)))
+            return
+        except Exception as error:  # whatever a folder can make a library do: one line for its user, too
+            reason = " ".join(str(error).split())[:300]
+            self._tell(Refused(f"the model cannot be loaded: {type(error).__name__}: {reason}"))
+            return
+        self._tell(Ready(model.info))
+        self.serve(engine, pending)
+
+    def serve(self, engine: Engine, commands: list[Command] | None) -> None:
+        """Obey and step, until the front is gone (commands is None)."""
+        while commands is not None:
+            for command in commands:
+                obey(engine, command)
+            self.heartbeat.beat()
+            news = engine.step() if engine.has_work else []
+            stats = engine.stats()
+            if news or stats != self._last_stats:
+                self._tell(Stepped(news, stats))
+                self._last_stats = stats
+            commands = self.commands.read(wait=not engine.has_work)
+
+    def _first_command(self) -> tuple[WorkerConfig | None, list[Command]]:
+        while (commands := self.commands.read(wait=True)) is not None:
+            if commands:
+                first, *others = commands
+                if not isinstance(first, WorkerConfig):
+                    raise TypeError(f"the first command must be a WorkerConfig, is {type(first).__name__}")
+                return first, others
+        return None, []
+
+    def _tell(self, event: Event) -> None:
+        self.connection.sendall(encode(event))
+
+    def _tell_loading(self, done: int, total: int) -> None:
+        self._tell(Loading(done, total))
+
+
+def load_model(config: WorkerConfig, on_progress: Callable[[int, int], None]) -> ModelRunner:
+    """The model that the front asked for. Raises `ValueError` with one line for its user."""
+    options = RunnerOptions(
+        model_id=config.model_id,
+        dtype=config.dtype,
+        device=config.device,
+        num_threads=config.num_threads,
+        kv_cache_tokens=config.kv_cache_tokens,
+        max_num_seqs=config.max_num_seqs,
+    )
+    return ModelRunner.load(Path(config.model_dir), options, on_progress)
+
+
+def generate_one_token(model: Model) -> None:
+    """A first step, so that "ready" means that the model computes, and its first user waits for no set-up."""
+    request = SampleRequest(params=SamplingParams(temperature=0.0), token_ids=[0], num_prompt_tokens=1)
+    [output] = model.execute([StepItem(token_ids=[0], start=0, block_table=[0], sample=request)])
+    if output.error is not None:
+        raise ValueError(f"the model's first token failed: {output.error}")
+
+
+def build_engine(model: Model, config: WorkerConfig) -> Engine:
+    """An engine with all of the model's cache."""
+    blocks = BlockManager(model.info.num_blocks, model.info.block_size)
+    return Engine(model, Scheduler(blocks, config.max_batch_tokens, config.max_num_seqs))
+
+
+def obey(engine: Engine, command: Command) -> None:
+    """One command."""
+    match command:
+        case Submit(sequence_id, request):
+            engine.add(sequence_id, request)
+        case Abort(sequence_id):
+            engine.abort(sequence_id)
+        case WorkerConfig():
+            raise TypeError("a worker is configured once")
+
+
+def main() -> None:
+    """The process."""
+    # Ctrl-C reaches the whole terminal group, and a supervisor's SIGTERM may reach every process of the
+    # service: the front decides what they mean, and then closes the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        Worker(connection, Heartbeat(int(sys.argv[2]))).run()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the front is gone: nothing is left to tell anyone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A model without tensors: its cache holds token ids, its next token is a checksum of all it finds there."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from model.interface import ModelInfo, SampledToken, StepItem, StepOutput
+
+VOCAB_SIZE = 50
+BLOCK_SIZE = 4
+
+
+def checksum(token_ids: Sequence[int]) -> int:
+    """The token after these."""
+    return zlib.crc32(bytes(token_ids)) % VOCAB_SIZE
+
+
+def continuation(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+    """What the fake model generates after a prompt, computed without it."""
+    token_ids = list(prompt_ids)
+    for _ in range(num_tokens):
+        token_ids.append(checksum(token_ids))
+    return token_ids[len(prompt_ids) :]
+
+
+class FakeModel:
+    """A wrong block table, a skipped or a doubled token gives another checksum."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.slots = [0] * (num_blocks * BLOCK_SIZE)
+        self.steps: list[int] = []  # tokens in each step
+        self.forbidden_ids: list[Sequence[int]] = []  # of each item that was sampled
+        self.fails_on: int | None = None  # a token id
+        self.info = ModelInfo(
+            model_id="fake",
+            model_type="fake",
+            dtype="int8",
+            device="none",
+            kernels="none",
+            fingerprint="0" * 64,
+            num_parameters=0,
+            weight_bytes=0,
+            vocab_size=VOCAB_SIZE,
+            max_positions=1000,
+            end_token_ids=(),
+            block_size=BLOCK_SIZE,
+            num_blocks=num_blocks,
+            kv_bytes_per_token=1,
+        )
+
+    def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
+        """Write every item's tokens to its blocks; then read each whole sequence back."""
+        self.steps.append(sum(len(item.token_ids) for item in items))
+        for item in items:
+            for position, token_id in enumerate(item.token_ids, item.start):
+                self.slots[self._slot(item, position)] = token_id
+        return [self._output(item) for item in items]
+
+    def _slot(self, item: StepItem, position: int) -> int:
+        return item.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+    def _output(self, item: StepItem) -> StepOutput:
+        if self.fails_on in item.token_ids:
+            return StepOutput(error="the fake model does not like this token")
+        targets = tuple(-float(target) for target in item.target_ids)
+        if item.sample is None:
+            return StepOutput(target_logprobs=targets)
+        self.forbidden_ids.append(item.sample.forbidden_ids)
+        held = [self.slots[self._slot(item, p)] for p in range(item.start + len(item.token_ids))]
+        token = SampledToken(token_id=checksum(held), logprob=-float(len(held)))
+        return StepOutput(token=token, target_logprobs=targets)

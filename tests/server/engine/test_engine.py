@@ -1,0 +1,242 @@
+"""Engine, scheduler and blocks on a fake model: nothing lost, doubled or starved, whatever arrives when."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sampling.sampling_params import SamplingParams
+from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine
+from server.engine.request import GenerationRequest, TokenOutput
+from server.engine.scheduler import Scheduler
+from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, checksum, continuation
+
+
+def make_engine(num_blocks: int = 64, max_batch_tokens: int = 16, max_num_seqs: int = 4) -> Engine:
+    blocks = BlockManager(num_blocks, BLOCK_SIZE)
+    clock = iter(range(1_000_000))
+    return Engine(
+        FakeModel(num_blocks), Scheduler(blocks, max_batch_tokens, max_num_seqs), lambda: float(next(clock))
+    )
+
+
+def request(prompt_ids: tuple[int, ...], max_new_tokens: int, **fields: object) -> GenerationRequest:
+    return GenerationRequest(
+        prompt_ids=prompt_ids,
+        sampling=SamplingParams(),
+        max_new_tokens=max_new_tokens,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def finish(engine: Engine) -> dict[int, list[TokenOutput]]:
+    """Run until there is nothing left to do; integrity holds after every step."""
+    outputs: dict[int, list[TokenOutput]] = defaultdict(list)
+    while engine.has_work:
+        for sequence_id, output in engine.step():
+            outputs[sequence_id].append(output)
+        engine.scheduler.check_integrity()
+    return outputs
+
+
+def ids_of(outputs: list[TokenOutput]) -> list[int | None]:
+    return [output.token_id for output in outputs]
+
+
+PROMPTS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40).map(tuple)
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.integers(0, 5), PROMPTS, st.integers(1, 30), st.integers(-2, 2), st.none() | st.integers(0, 20)
+        ),
+        max_size=12,
+    ),
+    num_blocks=st.integers(18, 40),  # the longest sequence needs 18: pressure from there on
+    max_batch_tokens=st.integers(4, 64),
+)
+@settings(max_examples=300)
+def test_every_sequence_gets_what_it_would_get_alone(
+    arrivals: list[tuple[int, tuple[int, ...], int, int, int | None]], num_blocks: int, max_batch_tokens: int
+) -> None:
+    """Random arrivals, lengths, priorities, aborts, pools and budgets; preemption if blocks are short."""
+    engine = make_engine(num_blocks, max_batch_tokens)
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    outputs: dict[int, list[TokenOutput]] = defaultdict(list)
+    aborted: set[int] = set()
+    waits = [wait for wait, *_ in arrivals]
+    upcoming = list(enumerate(arrivals))
+    step = 0
+    while upcoming or engine.has_work:
+        while upcoming and step >= sum(waits[: upcoming[0][0] + 1]):
+            sequence_id, (_, prompt, max_new_tokens, priority, _) = upcoming.pop(0)
+            engine.add(sequence_id, request(prompt, max_new_tokens, priority=priority))
+        for sequence_id, (*_, abort_after) in enumerate(arrivals):
+            if abort_after is not None and len(outputs[sequence_id]) == abort_after:
+                engine.abort(sequence_id)
+                aborted.add(sequence_id)
+        if engine.has_work:
+            for sequence_id, output in engine.step():
+                outputs[sequence_id].append(output)
+            assert model.steps[-1] <= max_batch_tokens
+        engine.scheduler.check_integrity()
+        step += 1
+        assert step < 5000, "starved"
+    for sequence_id, (_, prompt, max_new_tokens, _, _) in enumerate(arrivals):
+        expected = continuation(prompt, max_new_tokens)
+        actual = ids_of(outputs[sequence_id])
+        assert actual == expected[: len(actual)]
+        if sequence_id not in aborted:
+            assert len(actual) == max_new_tokens
+            assert [o.finish_reason for o in outputs[sequence_id]] == [None] * (max_new_tokens - 1) + [
+                "length"
+            ]
+    assert engine.stats().num_free_blocks == num_blocks
+
+
+def test_a_long_prompt_runs_in_chunks_among_the_decoding_ones() -> None:
+    engine = make_engine(max_batch_tokens=8)
+    engine.add(1, request((1, 2, 3), 20))
+    engine.step()
+    engine.add(2, request(tuple(range(40)), 2))
+    news = [sorted(sequence_id for sequence_id, _ in engine.step()) for _ in range(6)]
+    assert news == [[1]] * 5 + [[1, 2]], "40 tokens in chunks of 7, while the first goes on with each step"
+
+
+def test_first_come_first_served_within_a_priority() -> None:
+    engine = make_engine(max_num_seqs=1)
+    for sequence_id, priority in ((1, 0), (2, 0), (3, 5), (4, 0)):
+        engine.add(sequence_id, request((7,), 2, priority=priority))
+    order = list(dict.fromkeys(sequence_id for _ in range(8) for sequence_id, _ in engine.step()))
+    assert order == [3, 1, 2, 4]
+
+
+def test_memory_pressure_preempts_the_last_in_rank() -> None:
+    engine = make_engine(num_blocks=6)
+    engine.add(1, request((1,) * 10, 14))
+    engine.add(2, request((2,) * 6, 10))
+    outputs = finish(engine)
+    assert engine.stats().num_preemptions > 0
+    assert ids_of(outputs[1]) == continuation((1,) * 10, 14)
+    assert ids_of(outputs[2]) == continuation((2,) * 6, 10)
+
+
+def test_an_abort_frees_the_blocks_at_once() -> None:
+    engine = make_engine(num_blocks=8)
+    engine.add(1, request((1,) * 20, 5))
+    engine.step()
+    assert engine.stats().num_free_blocks < 8
+    engine.abort(1)
+    assert engine.stats().num_free_blocks == 8
+    assert not engine.has_work
+
+
+def test_aborting_what_is_unknown_or_waiting_is_harmless() -> None:
+    engine = make_engine(max_num_seqs=1)
+    engine.add(1, request((1,), 3))
+    engine.add(2, request((2,), 3))
+    engine.step()
+    engine.abort(2)
+    engine.abort(99)
+    assert set(finish(engine)) == {1}
+
+
+def test_an_end_id_stops_and_is_the_last_token() -> None:
+    tokens = continuation((5, 6), 10)
+    engine = make_engine()
+    engine.add(1, request((5, 6), 10, end_ids=(tokens[4],)))
+    outputs = finish(engine)[1]
+    expected = tokens[: tokens.index(tokens[4]) + 1]
+    assert ids_of(outputs) == expected
+    assert outputs[-1].finish_reason == "stop"
+
+
+def test_end_ids_are_forbidden_until_the_minimum_is_reached() -> None:
+    engine = make_engine()
+    engine.add(1, request((5,), 4, end_ids=(VOCAB_SIZE + 1,), min_new_tokens=2))
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    finish(engine)
+    assert model.forbidden_ids == [(VOCAB_SIZE + 1,), (VOCAB_SIZE + 1,), (), ()]
+
+
+@pytest.mark.parametrize("num_blocks", [64, 6])
+def test_prompt_logprobs_come_once_and_whole(num_blocks: int) -> None:
+    """Also when a preemption in between makes the prompt be computed again."""
+    engine = make_engine(num_blocks, max_batch_tokens=4)
+    engine.add(1, request((9,) * 8, 12))
+    prompt = tuple(range(10, 22))
+    engine.add(2, request(prompt, 3, wants_prompt_logprobs=True))
+    outputs = finish(engine)[2]
+    assert outputs[0].prompt_logprobs == tuple(-float(token_id) for token_id in prompt[1:])
+    assert all(output.prompt_logprobs == () for output in outputs[1:])
+
+
+def test_a_failing_item_fails_alone() -> None:
+    engine = make_engine()
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    model.fails_on = 33
+    engine.add(1, request((1, 2), 5))
+    engine.add(2, request((33,), 5))
+    outputs = finish(engine)
+    assert outputs[2] == [
+        TokenOutput(token_id=None, finish_reason="error", error="the fake model does not like this token")
+    ]
+    expected = continuation((1, 2), 5)
+    assert 33 not in expected
+    assert ids_of(outputs[1]) == expected
+
+
+def test_timings_add_up() -> None:
+    """The clock of these tests ticks once at each look: twice a step."""
+    engine = make_engine(max_num_seqs=1)
+    engine.add(1, request((1,), 2))
+    engine.add(2, request((2,), 3))
+    outputs = finish(engine)
+    first, last = outputs[2][0].timings, outputs[2][-1].timings
+    assert first is not None
+    assert last is not None
+    assert first.queue_s == last.queue_s > 0
+    assert first.prefill_s == last.prefill_s == 1.0
+    assert (first.decode_s, last.decode_s) == (0.0, 4.0)
+
+
+def test_the_budget_must_give_each_sequence_a_token() -> None:
+    with pytest.raises(ValueError, match="max_batch_tokens is 3, must be at least max_num_seqs, 4"):
+        make_engine(max_batch_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.blocks._free.pop(), "blocks lost"),
+        (lambda s: s.running[0].block_table.append(s.blocks._free[0]), "doubled"),
+        (lambda s: s.running.pop(), "in two places or in none"),
+    ],
+)
+def test_the_integrity_check_sees_a_fault(spoil: Callable[[Scheduler], object], message: str) -> None:
+    engine = make_engine()
+    engine.add(1, request((1, 2), 5))
+    engine.step()
+    engine.scheduler.check_integrity()
+    spoil(engine.scheduler)
+    with pytest.raises(AssertionError, match=message):
+        engine.scheduler.check_integrity()
+
+
+def test_the_fake_model_notices_a_wrong_block_table() -> None:
+    """Else the tests above could not fail."""
+    engine = make_engine()
+    engine.add(1, request((1, 2, 3, 4, 5), 2))
+    engine.step()
+    engine.scheduler.running[0].block_table.reverse()
+    [(_, output)] = engine.step()
+    assert output.token_id != checksum([1, 2, 3, 4, 5, *continuation((1, 2, 3, 4, 5), 1)])
