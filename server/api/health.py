@@ -1,0 +1,34 @@
+"""The probes: is the server alive, is it ready. They look at the engine's status and never wait."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from server.api.front import FrontDep
+from server.api.openapi import refusals
+from server.api.schemas import StatusAnswer
+from server.errors import HeadersTooLarge, Internal, Unavailable
+
+router = APIRouter(tags=["health"], responses=refusals((HeadersTooLarge, Internal, Unavailable)))
+
+_RETRY_AFTER_S = 1.0
+
+
+@router.get("/health/live")
+async def live(front: FrontDep) -> StatusAnswer:
+    """200 while the server runs and its engine lives; else 503."""
+    status = front.client.status()
+    if not status.is_live:
+        raise Unavailable(status.reason, _RETRY_AFTER_S)
+    return StatusAnswer(status="live")
+
+
+@router.get("/health/ready")
+@router.get("/health")
+@router.get("/ping")
+async def ready(front: FrontDep) -> StatusAnswer:
+    """200 when a request sent now would be served; else 503 with the reason."""
+    status = front.client.status()
+    if not status.is_ready:
+        raise Unavailable(status.reason, _RETRY_AFTER_S)
+    return StatusAnswer(status="ready")

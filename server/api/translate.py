@@ -1,0 +1,204 @@
+"""What a validated body means for this model: the engine's request, and how its answer is to be told.
+
+Here is every rule that needs the vocabulary, the context or two fields at once. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.sampling.sampling_params import SamplingParams
+from server.api.front import Front
+from server.api.schemas import SAMPLING_FIELDS, GenerateBody, GenerateParameters, TextParameters
+from server.engine.request import GenerationRequest
+from server.errors import ValidationFailed
+
+_DRAWN_SEEDS = 2**53  # every JSON reader keeps integers below it
+
+# What asks for a draw if `do_sample` does not say. A seed alone does not: it is harmless to greedy.
+_ASKS_FOR_DRAW = ("temperature", "top_k", "top_p", "typical_p", "min_p")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One accepted wish: what the engine is asked, and what its answer is told with."""
+
+    request: GenerationRequest
+    prefix: str  # what `generated_text` begins with
+    stop: tuple[str, ...]
+    include_stop_str: bool
+    wants_details: bool
+    is_stream: bool
+    parameters: Mapping[str, object]  # every parameter as it took effect
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the draws; None for greedy, which draws nothing."""
+        return None if self.request.sampling.is_greedy else self.request.sampling.seed
+
+
+def translate(body: GenerateBody, front: Front, *, is_stream: bool) -> Job:
+    """Return the job that `body` asks for; raises `ValidationFailed`, or `Unavailable` without a model."""
+    info = front.model_info()
+    wish: TextParameters = body.parameters or GenerateParameters()
+    if wish.decoder_input_details and is_stream:
+        raise ValidationFailed("parameters.decoder_input_details cannot be had in a stream")
+    check_ids("parameters.stop_token_ids", wish.stop_token_ids or (), info.vocab_size)
+    sampling = _sampling(wish, info.vocab_size)
+
+    name = "prompt" if body.inputs is None else "inputs"
+    given: str | list[int] = getattr(body, name)
+    prompt_ids = _prompt_ids(name, given, wish.truncate, front)
+    max_new_tokens = _max_new_tokens(name, len(prompt_ids), wish.max_new_tokens, info.max_total_tokens)
+    min_new_tokens = wish.min_new_tokens or 0
+    if min_new_tokens > max_new_tokens:
+        raise ValidationFailed(
+            f"parameters.min_new_tokens is {min_new_tokens}, max_new_tokens allows {max_new_tokens}"
+        )
+    own_ids = () if wish.ignore_eos else info.end_token_ids
+    request = GenerationRequest(
+        prompt_ids=prompt_ids,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        end_ids=own_ids if wish.stop_token_ids is None else tuple(wish.stop_token_ids),
+        priority=wish.priority or 0,
+        wants_prompt_logprobs=bool(wish.decoder_input_details),
+    )
+    prefix = (
+        (given if isinstance(given, str) else front.tokenizer.decode(given)) if wish.return_full_text else ""
+    )
+    include_stop_str = wish.include_stop_str is not False
+    return Job(
+        request=request,
+        prefix=prefix,
+        stop=tuple(wish.stop or ()),
+        include_stop_str=include_stop_str,
+        wants_details=bool(wish.details),
+        is_stream=is_stream,
+        parameters=_as_it_took_effect(wish, request, include_stop_str),
+    )
+
+
+def _prompt_ids(name: str, given: str | list[int], truncate: int | None, front: Front) -> tuple[int, ...]:
+    info = front.model_info()
+    if isinstance(given, str):
+        if truncate is None:  # a text that cannot fit is not worth a second of encoding
+            _room(name, front.tokenizer.min_num_tokens(given), info.max_total_tokens, "at least ")
+        ids = front.tokenizer.encode(given)
+        _check_embeddings(name, ids, info.vocab_size)
+    else:
+        ids = given
+        check_ids(name, ids, info.vocab_size)
+    if not ids:
+        raise ValidationFailed(f"{name} is empty: it must have at least one token")
+    return tuple(ids[-truncate:] if truncate else ids)
+
+
+def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise `ValidationFailed` for the first of `ids` that is outside the vocabulary."""
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < vocab_size:
+            raise ValidationFailed(f"{name}[{index}] is {_cut(token_id)}, it must be 0 to {vocab_size - 1}")
+
+
+def _check_embeddings(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    # A tokenizer may have tokens that were added after its model was made.
+    if (largest := max(ids, default=0)) >= vocab_size:
+        raise ValidationFailed(
+            f"{name} contains a token that the model has no embedding for: its id is {largest}, "
+            f"it must be 0 to {vocab_size - 1}"
+        )
+
+
+def _cut(number: int) -> str:
+    return str(number) if number.bit_length() <= 64 else f"an integer of {number.bit_length()} bits"
+
+
+def _room(name: str, num_prompt_tokens: int, max_total: int, at_least: str = "") -> int:
+    room = max_total - num_prompt_tokens
+    if room < 1:
+        raise ValidationFailed(
+            f"{name} has {at_least}{num_prompt_tokens} tokens, at most {max_total - 1} leave room for an "
+            "answer: parameters.truncate keeps the last of them"
+        )
+    return room
+
+
+def _max_new_tokens(name: str, num_prompt_tokens: int, wanted: int | None, max_total: int) -> int:
+    room = _room(name, num_prompt_tokens, max_total)
+    if wanted is not None and wanted > room:
+        raise ValidationFailed(
+            f"parameters.max_new_tokens is {_cut(wanted)}, at most {room} fit: the prompt has "
+            f"{num_prompt_tokens} tokens, and the context {max_total}"
+        )
+    return wanted or room
+
+
+def _sampling(wish: TextParameters, vocab_size: int) -> SamplingParams:
+    given: dict[str, Any] = {
+        name: value for name in SAMPLING_FIELDS if (value := getattr(wish, name)) is not None
+    }
+    if wish.do_sample and given.get("temperature") == 0:
+        raise ValidationFailed(
+            "parameters.do_sample is true and parameters.temperature is 0, which is greedy"
+        )
+    if not _draws(wish.do_sample, given):
+        given["temperature"] = 0.0
+    if given.get("top_n_tokens", 0) > vocab_size:
+        raise ValidationFailed(
+            f"parameters.top_n_tokens is {given['top_n_tokens']}, at most the vocabulary's {vocab_size}"
+        )
+    if "logit_bias" in given:
+        pairs = sorted((int(key), float(bias)) for key, bias in given["logit_bias"].items())
+        for token_id, _ in pairs:
+            if token_id >= vocab_size:
+                raise ValidationFailed(
+                    f"parameters.logit_bias has id {token_id}, it must be 0 to {vocab_size - 1}"
+                )
+        given["logit_bias"] = tuple(pairs)
+    given.setdefault("seed", secrets.randbelow(_DRAWN_SEEDS))
+    return SamplingParams(**given)
+
+
+def _draws(do_sample: bool | None, given: Mapping[str, Any]) -> bool:
+    if do_sample:
+        return True
+    if "temperature" in given:
+        return bool(given["temperature"])
+    neutral = SamplingParams()
+    return any(given.get(name, getattr(neutral, name)) != getattr(neutral, name) for name in _ASKS_FOR_DRAW)
+
+
+def _as_it_took_effect(
+    wish: TextParameters, request: GenerationRequest, include_stop_str: bool
+) -> dict[str, object]:
+    sampling = dataclasses.asdict(request.sampling)
+    is_greedy = request.sampling.is_greedy
+    return {
+        **sampling,
+        "logit_bias": {str(token_id): bias for token_id, bias in request.sampling.logit_bias},
+        "seed": None if is_greedy else request.sampling.seed,
+        "do_sample": not is_greedy,
+        "max_new_tokens": request.max_new_tokens,
+        "min_new_tokens": request.min_new_tokens,
+        "stop": wish.stop or [],
+        "include_stop_str": include_stop_str,
+        "stop_token_ids": list(request.end_ids),
+        "ignore_eos": bool(wish.ignore_eos),
+        "n": 1,
+        "best_of": 1,
+        "return_full_text": bool(wish.return_full_text),
+        "truncate": wish.truncate,
+        "details": bool(wish.details),
+        "decoder_input_details": request.wants_prompt_logprobs,
+        "grammar": None,
+        "deadline_ms": None,
+        "priority": request.priority,
+        "watermark": False,
+        "adapter_id": None,
+    }

@@ -1,0 +1,279 @@
+"""The command `verbatim`, and the composition root: the only file that knows everybody.
+
+Decides what is built and in which order; what it is built from, settings.py says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+import uvicorn
+from pydantic.fields import FieldInfo
+
+from server import console, logs
+from server.api.body import parse_body
+from server.api.front import Front
+from server.api.generation import Generation
+from server.api.schemas import GenerateBody
+from server.api.translate import translate
+from server.app import create_app, server_version
+from server.engine.frames import WorkerConfig
+from server.engine.worker_client import WorkerClient
+from server.errors import ApiError
+from server.metrics import Metrics
+from server.protocol import bounded_protocol
+from server.settings import Settings, SettingsError, load_settings, unknown_variables
+from server.shutdown import DrainingServer
+from server.text.tokenizer import Tokenizer
+
+EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "weights"  # beside the packages, installed or not
+
+
+def main() -> None:
+    """The command."""
+    command = typer.Typer(
+        name="verbatim",
+        help="A language-model inference server whose answers stay the same, bit for bit.",
+        no_args_is_help=True,
+        invoke_without_command=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    command.callback()(options)
+    command.command()(serve)
+    command.command()(generate)
+    command()
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="say which version this is")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+    if version:
+        sys.stdout.write(f"verbatim {server_version()}\n")
+        raise typer.Exit
+
+
+def _fail(message: str) -> NoReturn:
+    console.say_error(message)
+    raise typer.Exit(2)
+
+
+# ---- flags ------------------------------------------------------------------------------------------------
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as a flag: its name, type, default and line of why are those of settings.py."""
+    default = "" if field.default in (None, ()) else f" (default: {field.default})"
+    option = typer.Option(
+        f"--{name.replace('_', '-')}", help=f"{field.description}{default}", show_default=False
+    )
+    kind: Any = str if name in ("config", "api_keys") else field.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each of these settings, and hand it the `Settings` that result."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            flags = {name: value for name in names if (value := given.pop(name)) is not None}
+            try:
+                settings = load_settings(**flags)
+            except SettingsError as error:
+                _fail(str(error))
+            command(settings, **given)
+
+        own = [
+            p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"
+        ]
+        flags = [_option(name, Settings.model_fields[name]) for name in names]
+        signature = inspect.Signature([*own, *flags])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        return run
+
+    return decorate
+
+
+_ENGINE_SETTINGS = (
+    "config", "dtype", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens", "max_num_seqs",
+)  # fmt: skip
+_SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *_ENGINE_SETTINGS))
+
+
+# ---- serve ------------------------------------------------------------------------------------------------
+
+
+@with_settings(*_ENGINE_SETTINGS, *_SERVER_SETTINGS)
+def serve(
+    settings: Settings,
+    model_dir: Annotated[
+        Path | None, typer.Argument(help="a model folder; the embedded model if absent")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP. Each flag has an environment name, VERBATIM_ and its own in capitals."""
+    began_s = time.monotonic()
+    logs.install(settings.log_format, settings.log_level)
+    for sentence in unknown_variables():
+        logging.getLogger("verbatim").warning(sentence)
+    folder = _model_folder(model_dir, settings)
+    as_text = logs.is_text(settings.log_format)
+    loading = console.LoadingBar(as_text=as_text)
+    client = _client(settings, folder, loading.show)
+    asgi = create_app(settings, client, _tokenizer(folder))
+    config = uvicorn.Config(
+        asgi,
+        host=settings.host,
+        port=settings.port,
+        http=bounded_protocol(settings.header_timeout_s),
+        log_config=None,
+        access_log=False,  # ours is written by server/middleware.py
+        server_header=False,
+        ws="none",
+    )
+    server = DrainingServer(config, client, settings.grace_s)
+
+    async def announce() -> None:
+        await client.wait_until_settled()
+        loading.close()
+        if client.info is None:
+            server.should_exit = True
+        else:
+            took_s = time.monotonic() - began_s
+            while not server.started:  # the port, if it is to be chosen, is known only then
+                await asyncio.sleep(0.01)
+            console.announce(client.info, _address(server, settings), took_s, as_text=as_text)
+
+    async def run() -> None:
+        announcing = asyncio.create_task(announce())
+        await server.serve()
+        announcing.cancel()
+
+    asyncio.run(run())
+    if client.info is None and client.refusal is not None:
+        _fail(client.refusal)
+
+
+def _address(server: uvicorn.Server, settings: Settings) -> str:
+    """Where the server listens, with the port that was really taken."""
+    port = server.servers[0].sockets[0].getsockname()[1] if server.servers else settings.port
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}"
+
+
+# ---- generate ---------------------------------------------------------------------------------------------
+
+
+@with_settings(*_ENGINE_SETTINGS)
+def generate(
+    settings: Settings,
+    prompt: Annotated[str, typer.Argument(help="the text to go on from")],
+    model_dir: Annotated[
+        Path | None, typer.Option(help="a model folder; the embedded model if absent")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="absent: what fits")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy, and so is none of these")] = None,
+    top_k: Annotated[int | None, typer.Option(help="draw from so many")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw from so much of the mass")] = None,
+    min_p: Annotated[float | None, typer.Option(help="draw from at least this part of the best")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="above 1: repeat less")] = None,
+    seed: Annotated[int | None, typer.Option(help="the same seed, the same words")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="end at this text; may be given again")] = None,
+) -> None:
+    """Generate on this terminal, without a server: the prompt, and what follows, word by word."""
+    logs.install(settings.log_format, "warning")
+    wishes = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    folder = _model_folder(model_dir, settings)
+    try:
+        prompt.encode()
+        asyncio.run(_generate(settings, folder, {"inputs": prompt, "parameters": wishes}))
+    except UnicodeEncodeError:
+        _fail("the prompt is not valid UTF-8")
+    except (ApiError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> None:
+    client = _client(settings, folder, lambda done, total: None)
+    await client.start()
+    try:
+        await client.wait_until_settled()
+        if client.refusal is not None:
+            _fail(client.refusal)
+        front = Front(
+            settings=settings,
+            client=client,
+            tokenizer=_tokenizer(folder),
+            metrics=Metrics(client.stats),
+            version=server_version(),
+        )
+        job = translate(parse_body(GenerateBody, msgspec.json.encode(body)), front, is_stream=True)
+        generation = Generation(job, client.submit(job.request), front, time.monotonic())
+        sys.stdout.write(body["inputs"])
+        async for outputs in generation.stream:
+            for told in generation.feed(outputs):
+                if not told["token"]["special"]:
+                    sys.stdout.write(told["token"]["text"])
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        if generation.error is not None:
+            raise generation.error
+    finally:
+        await client.stop()
+
+
+# ---- what both need ---------------------------------------------------------------------------------------
+
+
+def _model_folder(given: Path | None, settings: Settings) -> Path:
+    folder = (given or settings.model_dir or EMBEDDED_MODEL).resolve()
+    if not folder.is_dir():
+        _fail(f"{given or settings.model_dir}: there is no such folder")
+    return folder
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer(folder)
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _client(settings: Settings, folder: Path, on_progress: Callable[[int, int], None]) -> WorkerClient:
+    config = WorkerConfig(
+        model_dir=str(folder),
+        model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else folder.name,
+        dtype=settings.dtype,
+        device=settings.device,
+        num_threads=settings.num_threads,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    return WorkerClient(config, settings.max_waiting, on_progress)

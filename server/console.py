@@ -1,0 +1,65 @@
+"""What an operator sees on the terminal: a bar while weights load, a panel when the model is ready, an error.
+
+Decides nothing; says it on standard error, so that standard output holds answers alone.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.table import Table
+
+from model.interface import ModelInfo
+
+
+def say_error(message: str) -> None:
+    """One red line."""
+    Console(stderr=True, soft_wrap=True).print(f"verbatim: {message}", style="bold red", markup=False)
+
+
+def announce(info: ModelInfo, address: str, took_s: float, *, as_text: bool) -> None:
+    """Say what is served and where: a panel for a reader, a line of JSON for a machine."""
+    num_tokens = info.num_blocks * info.block_size
+    facts = {
+        "model": f"{info.model_id} ({info.model_type})",
+        "parameters": f"{info.num_parameters / 1e6:,.1f} M, {info.dtype}, {info.weight_bytes / 1e6:,.0f} MB",
+        "runs on": f"{info.device}, kernels: {info.kernels}",
+        "KV cache": f"{num_tokens:,} tokens, {num_tokens * info.kv_bytes_per_token / 1e6:,.0f} MB",
+        "context": f"{info.max_total_tokens:,} tokens",
+        "fingerprint": info.fingerprint[:16],
+        "address": address,
+        "ready in": f"{took_s:.1f} s",
+    }
+    if not as_text:
+        fields = {name.replace(" ", "_").lower(): fact for name, fact in facts.items()}
+        logging.getLogger("verbatim").info("ready", extra=fields)
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(f"[dim]{name}[/]", fact)
+    Console(stderr=True).print(Panel(table, title="[bold]Verbatim[/]", title_align="left", expand=False))
+
+
+class LoadingBar:
+    """A bar while weights load, if there is a terminal to show it on."""
+
+    def __init__(self, *, as_text: bool) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("weights", total=None)
+        self._is_shown = as_text and console.is_terminal
+
+    def show(self, done: int, total: int) -> None:
+        """So many bytes of so many."""
+        if self._is_shown:
+            self._progress.start()
+            self._progress.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._is_shown:  # rich ends even a bar that never was with an empty line
+            self._progress.stop()

@@ -1,0 +1,360 @@
+"""The whole, from the command line to the last byte of a stream: real processes, sockets and signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub import InferenceClient
+from text_generation import Client
+
+from tests.model.folders import write_folder
+from tests.server.live import eventually, parse_events
+from tests.whole import STORY, Server, command, running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running() as it:
+        yield it
+
+
+def children_of(server: Server) -> list[str]:
+    """The ids of its child processes: the worker's."""
+    return subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True).split()
+
+
+def tell(server: Server, body: dict[str, Any] = STORY) -> list[dict[str, Any]]:
+    """A stream's events."""
+    response = server.http.post("/generate", json=body | {"stream": True})
+    assert response.status_code == 200, response.text
+    return parse_events(response.content)
+
+
+def test_the_readme_s_request_streams_a_story(server: Server) -> None:
+    events = tell(server)
+    assert [event["index"] for event in events] == list(range(1, 61))
+    text = "".join(event["token"]["text"] for event in events)
+    assert events[-1]["generated_text"] == text
+    assert len(text) > 100
+    assert text.isprintable() or "\n" in text
+
+
+def test_an_answer_is_the_same_word_for_word_every_time(server: Server) -> None:
+    answers = [server.generate() for _ in range(3)]
+    streamed = tell(server)
+    tokens = [event["token"] for event in streamed]
+    assert all(answer["details"]["tokens"] == tokens for answer in answers)
+    assert all(answer["generated_text"] == streamed[-1]["generated_text"] for answer in answers)
+
+
+def test_two_clients_at_once_get_what_each_gets_alone(server: Server) -> None:
+    """And 24 at once, of several kinds, some of them waiting for a place."""
+    wishes: list[dict[str, Any]] = [{"seed": seed, "max_new_tokens": 20 + seed} for seed in range(24)]
+    alone = [server.generate(**wish) for wish in wishes]
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(lambda wish: server.generate(**wish), wishes))
+    for one, other in zip(alone, together, strict=True):
+        assert one["generated_text"] == other["generated_text"]
+        assert one["details"]["tokens"] == other["details"]["tokens"]
+
+
+def test_a_seed_that_the_server_drew_gives_the_same_answer_again(server: Server) -> None:
+    body: dict[str, Any] = {"inputs": "The king", "parameters": {"temperature": 1.0, "max_new_tokens": 20}}
+    drawn = server.generate(body)
+    seed = drawn["details"]["seed"]
+    assert 0 <= seed < 2**53
+    again = server.generate(body, seed=seed)
+    assert again["details"]["tokens"] == drawn["details"]["tokens"]
+
+
+def test_the_log_probabilities_of_the_prompt_are_those_of_generation(server: Server) -> None:
+    """What was generated greedily, given as a prompt, has the same log-probabilities, bit for bit."""
+    asked: dict[str, Any] = {"inputs": "The king", "parameters": {"max_new_tokens": 20}}
+    first = server.generate(asked, logprobs_mode="raw")
+    generated = first["details"]["tokens"]
+    info = server.http.post("/tokenize", json={"inputs": "The king"}).json()
+    ids = [token["id"] for token in info] + [token["id"] for token in generated]
+    body: dict[str, Any] = {"inputs": ids, "parameters": {"max_new_tokens": 1}}
+    prefill = server.generate(body, decoder_input_details=True)["details"]["prefill"]
+    assert prefill[0]["logprob"] is None
+    assert [token["logprob"] for token in prefill[len(info) :]] == [token["logprob"] for token in generated]
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_its_blocks(server: Server) -> None:
+    assert eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    body = {"inputs": "The", "parameters": {"max_new_tokens": 450, "ignore_eos": True}, "stream": True}
+    content = json.dumps(body).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n"
+        connection.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + content)
+        received = b""
+        while b"\nid: 3\n" not in received:
+            received += connection.recv(4096)
+        assert server.metric("vllm:kv_cache_usage_perc") > 0
+        num_steps = server.metric("verbatim_engine_steps_total")
+    assert eventually(lambda: server.metric("vllm:kv_cache_usage_perc") == 0)
+    assert server.metric("verbatim_engine_steps_total") - num_steps < 300, "it did not run to its end"
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # text_generation's own
+def test_the_official_clients_of_tgi_work_unchanged(server: Server) -> None:
+    parameters = STORY["parameters"]
+    whole = server.generate()
+    hub = InferenceClient(server.url)
+    streamed = list(hub.text_generation(STORY["inputs"], stream=True, details=True, **parameters))
+    assert "".join(event.token.text for event in streamed) == whole["generated_text"]
+    assert streamed[-1].generated_text == whole["generated_text"]
+    assert streamed[-1].details is not None
+    assert streamed[-1].details.finish_reason == "length"
+
+    client = Client(server.url)
+    answer = client.generate(STORY["inputs"], **parameters)
+    assert answer.generated_text == whole["generated_text"]
+    assert [token.id for token in answer.details.tokens] == [t["id"] for t in whole["details"]["tokens"]]
+    told = list(client.generate_stream(STORY["inputs"], **parameters))
+    assert told[-1].generated_text == whole["generated_text"]
+
+
+def test_it_says_what_it_serves(server: Server) -> None:
+    info = server.http.get("/info").json()
+    assert info["model_id"] == "verbatim-storyteller"
+    assert info["model_type"] == "verbatim"
+    assert info["max_total_tokens"] == 512
+    assert len(info["fingerprint"]) == 64
+    assert server.http.get("/health/ready").status_code == 200
+
+
+def test_metrics_tell_of_the_work(server: Server) -> None:
+    before = server.metric("vllm:generation_tokens_total")
+    server.generate(max_new_tokens=10)
+    assert server.metric("vllm:generation_tokens_total") == before + 10
+    assert server.metric("vllm:time_to_first_token_seconds_count") > 0
+    assert server.metric("vllm:inter_token_latency_seconds_count") > 0
+
+
+def test_a_full_queue_refuses_at_once_with_a_time_to_come_back() -> None:
+    with running("--max-num-seqs", "1", "--max-waiting", "1") as server:
+        body = {"inputs": "The", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
+        with ThreadPoolExecutor(2) as pool:
+            busy = [pool.submit(server.http.post, "/generate", json=body) for _ in range(2)]
+            assert eventually(lambda: server.metric("vllm:num_requests_waiting") == 1)
+            refused = server.http.post("/generate", json=body)
+            assert refused.status_code == 429
+            assert refused.json()["error_type"] == "overloaded"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert [future.result().status_code for future in busy] == [200, 200]
+
+
+def test_when_the_worker_dies_the_stream_says_so_and_the_probes_too() -> None:
+    with running() as server:
+        body = {"inputs": "The", "parameters": {"max_new_tokens": 450, "ignore_eos": True}, "stream": True}
+        with server.http.stream("POST", "/generate", json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "id: 1"
+            subprocess.run(["kill", "-9", *children_of(server)], check=True)
+            *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error_type"] == "generation"
+        assert server.http.get("/health/live").status_code == 503
+        assert server.http.post("/generate", json=STORY).status_code == 503
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_stops_and_leaves_no_process(number: int) -> None:
+    with running() as server:
+        children = children_of(server)
+        assert len(children) == 1
+        server.stop(number)
+        assert eventually(lambda: not Path("/proc", children[0]).exists())
+
+
+def test_when_the_front_is_killed_its_worker_goes_too() -> None:
+    with running() as server:
+        [worker] = children_of(server)
+        server.stop(signal.SIGKILL)
+        assert eventually(lambda: not Path("/proc", worker).exists())
+
+
+LONG = {"inputs": "The", "parameters": {"max_new_tokens": 450, "ignore_eos": True}, "stream": True}
+
+
+def test_at_sigterm_streams_end_whole_while_new_requests_are_refused() -> None:
+    with running() as server:
+        with server.http.stream("POST", "/generate", json=LONG) as response:
+            chunks = response.iter_bytes()
+            content = next(chunks)
+            server.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: server.http.get("/health/ready").status_code == 503)
+            refused = server.http.post("/generate", json=STORY)
+            assert refused.status_code == 503
+            assert refused.json()["error"] == "the server cannot take requests: draining"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["connection"] == "close"
+            assert server.http.get("/health/live").status_code == 200
+            content += b"".join(chunks)
+        events = parse_events(content)
+        assert [event["index"] for event in events] == list(range(1, 451))
+        assert events[-1]["details"]["finish_reason"] == "length"
+        server.process.wait(20)
+
+
+def test_past_the_grace_a_stream_ends_with_an_error_event_and_no_cut() -> None:
+    with running("--grace-s", "0.3") as server:
+        with server.http.stream("POST", "/generate", json=LONG) as response:
+            chunks = response.iter_bytes()
+            content = next(chunks)
+            server.process.send_signal(signal.SIGTERM)
+            content += b"".join(chunks)
+        *events, last = parse_events(content)
+        assert last["error"] == "the server stops: the answer took longer than its 0.3 s"
+        assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+        server.process.wait(20)
+        assert not [line for line in server.lines() if "traceback" in line]
+
+
+def test_the_second_signal_stops_at_once() -> None:
+    with running() as server, server.http.stream("POST", "/generate", json=LONG) as response:
+        next(response.iter_bytes())
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: server.http.get("/health/ready").status_code == 503)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(20)
+
+
+def test_any_model_folder_can_be_served(tmp_path: Path) -> None:
+    write_folder(tmp_path / "tiny")
+    with running(str(tmp_path / "tiny")) as server:
+        assert server.http.get("/info").json()["model_id"] == "tiny"
+        assert len(server.generate(max_new_tokens=5)["details"]["tokens"]) == 5
+
+
+def test_a_folder_that_cannot_be_served_ends_in_one_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "tiny")
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    ended = subprocess.run(
+        command("serve", "--port", "0", str(tmp_path / "tiny")), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("verbatim: model.safetensors: ")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "no/such/folder"], "no/such/folder: there is no such folder"),
+        (
+            ["serve", "--max-num-seqs", "0"],
+            "setting max_num_seqs: Input should be greater than or equal to 1",
+        ),
+        (["serve", "--config", "no.toml"], "settings file no.toml: No such file or directory"),
+        (["serve", "--max-batch-tokens", "8"], "max_batch_tokens is 8, it must be at least max_num_seqs, 32"),
+        (["serve", "--grace-s", "inf"], "setting grace_s: Input should be a finite number"),
+        (["serve", "--api-keys", ","], "setting api_keys: an empty key would let everybody in"),
+        (["generate", "\udcff"], "the prompt is not valid UTF-8"),
+        (["generate", "Once", "--temperature", "101"], "parameters.temperature is 101.0: it must be"),
+        (["generate", ""], "inputs is empty"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_line(arguments: list[str], message: str) -> None:
+    ended = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_folder_that_breaks_a_library_ends_in_one_line_too(tmp_path: Path) -> None:
+    """What `LoadError` does not foresee: a number that no memory holds."""
+    write_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"max_positions": 10**15}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ended = subprocess.run(
+        command("serve", "--port", "0", str(tmp_path)), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("verbatim: the model cannot be loaded: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_variable_is_named_in_the_log(tmp_path: Path) -> None:
+    write_folder(tmp_path / "tiny")
+    with running(str(tmp_path / "tiny"), VERBATIM_MAX_WAITNG="1") as server:
+        [line] = [line for line in server.lines() if line["level"] == "warning"]
+        assert "VERBATIM_MAX_WAITNG is no setting; the nearest is VERBATIM_MAX_WAITING" in line["message"]
+
+
+def test_offline_generation_says_what_the_server_says(server: Server) -> None:
+    arguments = ["generate", STORY["inputs"], "--max-new-tokens", "60", "--temperature", "0.8", "--seed", "7"]
+    offline = subprocess.run(command(*arguments), capture_output=True, text=True, check=True)
+    assert offline.stdout == f"{STORY['inputs']}{server.generate()['generated_text']}\n"
+
+
+def test_settings_come_from_flag_environment_and_file(tmp_path: Path) -> None:
+    """In that order: the file says 1, 2 and 3 sequences' settings, the environment two, the flag one."""
+    path = tmp_path / "settings.toml"
+    path.write_text("max_num_seqs = 3\nmax_waiting = 3\nkv_cache_tokens = 3200\n")
+    with running("--max-num-seqs", "1", VERBATIM_CONFIG=str(path), VERBATIM_MAX_WAITING="2") as server:
+        info = server.http.get("/info").json()
+        assert info["max_concurrent_requests"] == 1 + 2
+        assert server.metric("verbatim_kv_cache_blocks") == 200
+
+
+def test_the_log_holds_nothing_of_a_request(server: Server) -> None:
+    secret = "xyzzy-plugh-4711"
+    server.http.post(
+        "/generate", json={"inputs": secret, "parameters": {"max_new_tokens": 2, "stop": [secret]}}
+    )
+    server.http.post(f"/{secret}", json={secret: secret}, headers={secret: secret, "user-agent": secret})
+    assert secret not in json.dumps(server.lines())
+    assert secret not in server.http.get("/metrics").text
+
+
+def test_the_command_says_its_version_and_what_it_can_do() -> None:
+    told = subprocess.run(command("--version"), capture_output=True, text=True, check=True).stdout
+    assert told == f"verbatim {version('verbatim-server')}\n"
+    told = subprocess.run(command("--help"), capture_output=True, text=True, check=True).stdout
+    assert "serve" in told
+    assert "generate" in told
+
+
+def test_a_busy_port_is_said_in_the_log() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(command("serve", "--port", port), capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "address already in use" in ended.stderr
+
+
+def test_a_request_while_loading_is_a_503(tmp_path: Path) -> None:
+    """Seen by asking as soon as the port answers: by then the worker still imports torch."""
+    write_folder(tmp_path / "tiny")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = command("serve", "--port", str(port), str(tmp_path / "tiny"))
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    try:
+        statuses: list[int] = []
+
+        def is_ready() -> bool:
+            try:
+                statuses.append(httpx.post(f"http://127.0.0.1:{port}/generate", json=STORY).status_code)
+            except httpx.ConnectError:
+                return False
+            return statuses[-1] == 200
+
+        assert eventually(is_ready, within_s=40)
+        assert set(statuses) == {503, 200}
+    finally:
+        process.kill()
+        process.wait()
