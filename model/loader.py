@@ -21,7 +21,7 @@ from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
 
 WEIGHTS = "model.safetensors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Progress = Callable[[int, int], None]  # bytes of weights read so far, and in all
 
@@ -120,10 +120,10 @@ def _end_token_ids(folder: Path, config_json: dict[str, Any], config: DecoderCon
 
 
 def _stored_dtype(file: Any, path: Path) -> torch.dtype:
-    """The dtype of the tensors, which must be one that the decoder can compute in."""
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}
+    """The dtype that holds all of the tensors: bfloat16 if every one is, else float32."""
+    names = {"F32", "BF16", "F16"}
     stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    if not stored or not stored <= names.keys():
+    if not stored or not stored <= names:
         raise LoadError(f"{path.name}: tensors are {sorted(stored)}, must be one of {sorted(names)}")
     return torch.bfloat16 if stored == {"BF16"} else torch.float32
 

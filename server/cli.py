@@ -213,6 +213,8 @@ def generate(
         asyncio.run(_generate(settings, folder, {"inputs": prompt, "parameters": wishes}))
     except UnicodeEncodeError:
         _fail("the prompt is not valid UTF-8")
+    except BrokenPipeError:
+        raise  # the reader has what it wanted, as `head` has: typer ends without a word
     except (ApiError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -169,6 +169,9 @@ ERRORS: tuple[type[ApiError], ...] = (
 )  # fmt: skip
 
 
+CLIENT_LEFT = 499  # never on the wire: what the log and the counter call an answer nobody waited for
+
+
 def shown(value: object) -> str:
     """Return `value` as a sentence may show it: escaped JSON, cut at 100 characters; containers by size."""
     if isinstance(value, list):

@@ -16,14 +16,13 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, HeadersTooLarge, Internal, Unauthorized
+from server.errors import CLIENT_LEFT, ApiError, HeadersTooLarge, Internal, Unauthorized
 from server.metrics import OTHER_ROUTE, Metrics
 
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
 OPEN_PATHS: Final = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 
-_CLIENT_LEFT: Final = 499  # never on the wire: what the log and the counter call an answer nobody waited for
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 access_log = logging.getLogger("verbatim.access")
@@ -65,7 +64,7 @@ class Observe:
             self._metrics.failed(error.error_type)
             await error.response()(scope, receive, send_named)
         except ClientDisconnect:
-            status = _CLIENT_LEFT
+            status = CLIENT_LEFT
         except Exception:
             if status:  # the answer has begun: only a closed connection still tells the truth
                 raise
@@ -73,7 +72,7 @@ class Observe:
             self._metrics.failed(Internal.error_type)
             await Internal().response()(scope, receive, send_named)
         finally:
-            self._record(scope, status or _CLIENT_LEFT, request_id.decode(), time.monotonic() - started_s)
+            self._record(scope, status or CLIENT_LEFT, request_id.decode(), time.monotonic() - started_s)
         return None
 
     def _record(self, scope: Scope, status: int, request_id: str, took_s: float) -> None:

@@ -10,35 +10,20 @@ import asyncio
 import logging
 import signal
 from types import FrameType
-from typing import Protocol
 
 import uvicorn
+
+from server.engine.client import EngineClient
 
 logger = logging.getLogger("verbatim")
 
 _LAST_BYTES_S = 2  # for answers that are whole, to reach their readers
 
 
-class Drainable(Protocol):
-    """What is drained: an engine's client."""
-
-    def drain(self) -> None:
-        """Take no more requests."""
-        ...
-
-    async def wait_until_idle(self) -> None:
-        """Until no stream is left."""
-        ...
-
-    def end_streams(self, reason: str) -> None:
-        """End every stream with an error."""
-        ...
-
-
 class DrainingServer(uvicorn.Server):
     """uvicorn, which by itself closes the door first and cuts off what is left at the end of the grace."""
 
-    def __init__(self, config: uvicorn.Config, client: Drainable, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, client: EngineClient, grace_s: float) -> None:
         config.timeout_graceful_shutdown = _LAST_BYTES_S
         super().__init__(config)
         self._client = client

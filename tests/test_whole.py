@@ -274,6 +274,18 @@ def test_a_wrong_command_ends_in_one_line(arguments: list[str], message: str) ->
     assert ended.stdout == ""
 
 
+def test_a_reader_that_has_enough_ends_generation_without_a_word() -> None:
+    arguments = command("generate", "Once upon a time", "--max-new-tokens", "200")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(10) == b"Once upon "
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(20)
+
+
 def test_a_folder_that_breaks_a_library_ends_in_one_line_too(tmp_path: Path) -> None:
     """What `LoadError` does not foresee: a number that no memory holds."""
     write_folder(tmp_path)

@@ -24,13 +24,11 @@ from server.api.openapi import WITH_ENGINE, refusals, stream_content, takes
 from server.api.schemas import GenerateAnswer, GenerateBody
 from server.api.translate import Job, translate
 from server.engine.client import EngineOverloaded, EngineUnavailable
-from server.errors import GenerationFailed, Internal, Overloaded, Unavailable
+from server.errors import CLIENT_LEFT, GenerationFailed, Internal, Overloaded, Unavailable
 
 router = APIRouter(tags=["generate"], responses=refusals(WITH_ENGINE))
 
 error_log = logging.getLogger("verbatim.error")
-
-_CLIENT_LEFT = 499  # seen by our log alone
 
 
 def _prepare(raw: bytes, front: Front, always_streams: bool) -> Job:
@@ -124,7 +122,7 @@ async def _answer(generation: Generation, request: Request, *, as_list: bool = F
     tokens = await _collect(generation, request)
     if not generation.is_over:
         if await request.is_disconnected():
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         generation.fail(GenerationFailed("the generation ended before its last token"))
     if generation.error is not None:
         raise generation.error

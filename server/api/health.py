@@ -18,9 +18,7 @@ _RETRY_AFTER_S = 1.0
 async def live(front: FrontDep) -> StatusAnswer:
     """200 while the server runs and its engine lives; else 503."""
     status = front.client.status()
-    if not status.is_live:
-        raise Unavailable(status.reason, _RETRY_AFTER_S)
-    return StatusAnswer(status="live")
+    return _answer("live", status.is_live, status.reason)
 
 
 @router.get("/health/ready")
@@ -29,6 +27,10 @@ async def live(front: FrontDep) -> StatusAnswer:
 async def ready(front: FrontDep) -> StatusAnswer:
     """200 when a request sent now would be served; else 503 with the reason."""
     status = front.client.status()
-    if not status.is_ready:
-        raise Unavailable(status.reason, _RETRY_AFTER_S)
-    return StatusAnswer(status="ready")
+    return _answer("ready", status.is_ready, status.reason)
+
+
+def _answer(word: str, is_true: bool, reason: str) -> StatusAnswer:
+    if not is_true:
+        raise Unavailable(reason, _RETRY_AFTER_S)
+    return StatusAnswer(status=word)

@@ -128,7 +128,7 @@ class Scheduler:
         if output.token is None:
             return None
         is_first = sequence.first_token_s is None
-        if sequence.first_token_s is None:
+        if is_first:
             sequence.first_token_s = now_s
         token = output.token
         sequence.token_ids.append(token.token_id)
