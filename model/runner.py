@@ -6,7 +6,7 @@ Decides how a step is computed; which sequences are in it, the engine decides.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,12 +44,23 @@ class ModelRunner:
     """A loaded decoder and its KV cache."""
 
     @classmethod
-    def load(cls, folder: Path, options: RunnerOptions, on_progress: Progress) -> ModelRunner:
-        """From a folder to a runner that is ready for its first step. Raises `LoadError`."""
+    def load(
+        cls,
+        folder: Path,
+        options: RunnerOptions,
+        on_progress: Progress = lambda done, total: None,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> ModelRunner:
+        """From a folder to a runner that is ready for its first step. Raises `LoadError`.
+
+        `on_layer` is called before each layer of each step: whoever watches sees that a long step goes on.
+        """
         keep_freed_memory()
         device = torch.device(_choose_device(options.device))
         torch.set_num_threads(options.num_threads or max(1, _num_cores() - 1))
         loaded = load(folder, options.dtype, device, on_progress)
+        for layer in (*loaded.decoder.layers, loaded.decoder.output):
+            layer.register_forward_pre_hook(lambda *_: on_layer())
         return cls(loaded, options.model_id, _num_blocks(loaded, options, device), device)
 
     def __init__(self, loaded: LoadedModel, model_id: str, num_blocks: int, device: torch.device) -> None:

@@ -27,7 +27,7 @@ from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
 from server.engine.frames import WorkerConfig
-from server.engine.worker_client import WorkerClient
+from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.protocol import bounded_protocol
@@ -112,6 +112,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 _ENGINE_SETTINGS = (
     "config", "dtype", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens", "max_num_seqs",
+    "watchdog_s", "max_worker_deaths",
 )  # fmt: skip
 _SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *_ENGINE_SETTINGS))
 
@@ -278,4 +279,5 @@ def _client(settings: Settings, folder: Path, on_progress: Callable[[int, int], 
         max_batch_tokens=settings.max_batch_tokens,
         max_num_seqs=settings.max_num_seqs,
     )
-    return WorkerClient(config, settings.max_waiting, on_progress)
+    patience = Patience(watchdog_s=settings.watchdog_s, max_deaths=settings.max_worker_deaths)
+    return WorkerClient(config, settings.max_waiting, on_progress, patience)

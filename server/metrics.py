@@ -139,6 +139,10 @@ class _ScrapeCollector(Collector):
             num_used / max(1, stats.num_blocks),
         )
         yield GaugeMetricFamily("verbatim_kv_cache_blocks", "Blocks of the KV cache.", stats.num_blocks)
+        yield GaugeMetricFamily(
+            "verbatim_prefix_cache_blocks", "Unused blocks that may be found again.", stats.num_cached_blocks
+        )
+        yield CounterMetricFamily("verbatim_engine_restarts", "Workers replaced.", stats.num_restarts)
         yield CounterMetricFamily("vllm:num_preemptions", "Sequences preempted.", stats.num_preemptions)
         yield CounterMetricFamily("verbatim_engine_steps", "Steps of the engine.", stats.num_steps)
         yield CounterMetricFamily("verbatim_engine_step_tokens", "Tokens computed.", stats.num_step_tokens)

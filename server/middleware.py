@@ -101,7 +101,8 @@ class Gate:
         if scope["type"] == "http":
             self._check_headers(scope["headers"])
             if self._keys and scope["path"] not in OPEN_PATHS:
-                self._check_key(_values(scope, b"authorization"))
+                tenant = self._check_key(_values(scope, b"authorization"))
+                scope.setdefault("state", {})["tenant"] = tenant
         await self._app(scope, receive, send)
 
     def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -111,10 +112,12 @@ class Gate:
         if num_bytes > MAX_HEADER_BYTES:
             raise HeadersTooLarge(f"the headers are {num_bytes} bytes, at most {MAX_HEADER_BYTES} are taken")
 
-    def _check_key(self, given: Sequence[bytes]) -> None:
+    def _check_key(self, given: Sequence[bytes]) -> int:
+        """Return the number of the key that was given: whose requests these are."""
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         matches = [
             hmac.compare_digest(key.strip(), known) for known in self._keys
         ]  # all of them: constant time
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized
+        return matches.index(True)

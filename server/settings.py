@@ -65,6 +65,13 @@ class Settings(BaseSettings):
         default=256, ge=0, description="sequences that may wait; past it a request gets a 429"
     )
 
+    watchdog_s: float = Field(
+        default=8.0, gt=0, le=3600.0, description="a worker silent over its work for so long is replaced"
+    )
+    max_worker_deaths: int = Field(
+        default=5, ge=1, description="in a row, without a token in between: then the server gives up"
+    )
+
     host: str = Field(
         default="127.0.0.1", description="address to listen on; 0.0.0.0 opens the server to the network"
     )

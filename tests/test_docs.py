@@ -23,19 +23,18 @@ from pydantic import TypeAdapter
 
 from server import cli
 from server.api import json_body
-from server.api.schemas import (
+from server.api.answers import (
     Details,
     DetokenizeAnswer,
     ErrorAnswer,
     GenerateAnswer,
-    GenerateBody,
     InfoAnswer,
     StatusAnswer,
     StreamDetails,
     StreamEvent,
-    TextParameters,
     TextToken,
 )
+from server.api.schemas import GenerateBody, TextParameters
 from server.api.translate import translate
 from server.app import create_app
 from server.engine.request import EngineStats

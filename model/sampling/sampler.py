@@ -6,6 +6,7 @@ Each row is handled by itself, in float64: what its neighbours are cannot change
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from model.interface import SampledToken, SampleRequest, StepOutput
 from model.sampling.philox import uniform
 from model.sampling.processors import Observer, build_chain
 from model.sampling.ranking import prefix_of_mass, ranked
+
+logger = logging.getLogger(__name__)
 
 
 class SamplingError(Exception):
@@ -33,6 +36,9 @@ class Sampler:
             return StepOutput(token=self.sample_row(row, request))
         except SamplingError as error:
             return StepOutput(error=str(error))
+        except Exception:  # a bug that this row's parameters bring out must not end its neighbours
+            logger.exception("a token could not be chosen")
+            return StepOutput(error="choosing a token failed")
 
     def sample_row(
         self, row: Tensor, request: SampleRequest, observer: Observer | None = None

@@ -11,9 +11,10 @@ from server.api.front import Front
 from server.api.translate import Job
 from server.engine.client import TokenStream
 from server.engine.request import FinishReason, Timings, TokenOutput
-from server.errors import ApiError, GenerationFailed
+from server.errors import ApiError, GenerationFailed, Overloaded
 from server.text.detokenizer import StreamText, TokenText
 
+_RETRY_AFTER_S: Final = 1.0
 _WIRE_REASON: Final[Mapping[FinishReason, str]] = {
     "length": "length",
     "stop": "eos_token",
@@ -36,7 +37,9 @@ class Generation:
         self._metrics = front.metrics
         self._text = StreamText(front.tokenizer, job.request.prompt_ids, job.stop, job.include_stop_str)
         self._held: deque[TokenOutput] = deque()  # given to `_text`, and not yet told by it
+        self._last: list[dict[str, Any]] = []  # held back while it may turn out to be the last
         self._num_tokens = 0
+        self._sum_logprobs = 0.0
         self._timings = Timings(queue_s=0.0, prefill_s=0.0, decode_s=0.0)  # every token brings newer ones
         self._prompt_logprobs: tuple[float, ...] = ()
         self._arrived_s = self._last_s = arrived_s
@@ -66,7 +69,10 @@ class Generation:
         if self.is_over:
             self.stream.close()  # the engine may not know: a stop string is found here
         self._observe(self._num_tokens - num_before)
-        return [self._wire_token(text) for text in ready]
+        told = self._last + [self._wire_token(text) for text in ready]
+        # A deadline ends an answer without a token of its own, and the last event must have one.
+        self._last = told[-1:] if self.job.deadline_s is not None and not self.is_over else []
+        return told[: len(told) - len(self._last)]
 
     def fail(self, error: ApiError) -> None:
         """End the answer with `error`."""
@@ -83,15 +89,27 @@ class Generation:
             "timings": self._wire_timings(),
         }
 
-    def prefill(self) -> list[dict[str, Any]]:
-        """Return the prompt's tokens if their log-probabilities were asked for."""
-        if not self.job.request.wants_prompt_logprobs:
-            return []
-        logprobs = (None, *self._prompt_logprobs)
-        return [
-            {"id": token_id, "text": self._tokenizer.token_text(token_id), "logprob": logprob}
-            for token_id, logprob in zip(self.job.request.prompt_ids, logprobs, strict=True)
-        ]
+    @property
+    def mean_logprob(self) -> float:
+        """By which the best of several answers is chosen."""
+        return self._sum_logprobs / max(1, self._num_tokens)
+
+    def every_token(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the fields that tell the prompt's tokens, if asked for, and those that `feed` returned."""
+        told: dict[str, Any] = {"prefill": self._prefill(), "tokens": [token["token"] for token in tokens]}
+        if self.job.request.sampling.top_n_tokens:
+            told["top_tokens"] = [token["top_tokens"] for token in tokens]
+        return told
+
+    def as_other(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return this answer as one of several to the same prompt."""
+        return {
+            "generated_text": self.generated_text,
+            "finish_reason": self.finish_reason,
+            "generated_tokens": self._num_tokens,
+            "seed": self.job.seed,
+            **self.every_token(tokens),
+        }
 
     def headers(self) -> dict[str, str]:
         """Return TGI's headers of an answer that is over: times in milliseconds, the first in seconds."""
@@ -108,15 +126,28 @@ class Generation:
             "x-generated-tokens": str(self._num_tokens),
         }
 
+    def _prefill(self) -> list[dict[str, Any]]:
+        if not self.job.request.wants_prompt_logprobs:
+            return []
+        logprobs = (None, *self._prompt_logprobs)
+        return [
+            {"id": token_id, "text": self._tokenizer.token_text(token_id), "logprob": logprob}
+            for token_id, logprob in zip(self.job.request.prompt_ids, logprobs, strict=True)
+        ]
+
     def _take(self, output: TokenOutput) -> list[TokenText]:
         self._timings = output.timings or self._timings
         self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         if output.finish_reason in ("error", "abort"):
             self.fail(GenerationFailed(output.error or "the generation was ended by the server"))
             return []
+        if output.finish_reason == "deadline" and not self._num_tokens:
+            self.fail(Overloaded("parameters.deadline_ms passed before the first token", _RETRY_AFTER_S))
+            return []
         ready: list[TokenText] = []
         if output.token_id is not None:
             self._num_tokens += 1
+            self._sum_logprobs += output.logprob
             self._held.append(output)
             ready = self._text.push(output.token_id)
         if self._text.is_stopped:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from server.api.answers import StatusAnswer
 from server.api.front import FrontDep
 from server.api.openapi import refusals
-from server.api.schemas import StatusAnswer
 from server.errors import HeadersTooLarge, Internal, Unavailable
 
 router = APIRouter(tags=["health"], responses=refusals((HeadersTooLarge, Internal, Unavailable)))

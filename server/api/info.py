@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from server.api.answers import InfoAnswer
 from server.api.front import FrontDep
 from server.api.openapi import EVERYWHERE, refusals
-from server.api.schemas import MAX_STOP_STRINGS, InfoAnswer
+from server.api.schemas import MAX_CHOICES, MAX_STOP_STRINGS
 from server.errors import Unavailable
 
 router = APIRouter(tags=["info"])
@@ -28,7 +29,7 @@ async def info(front: FrontDep) -> InfoAnswer:
         kernels=model.kernels,
         vocab_size=model.vocab_size,
         max_concurrent_requests=settings.max_num_seqs + settings.max_waiting,
-        max_best_of=1,
+        max_best_of=MAX_CHOICES,
         max_stop_sequences=MAX_STOP_STRINGS,
         max_input_tokens=model.max_total_tokens - 1,
         max_total_tokens=model.max_total_tokens,

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from server.api.schemas import Body, DetokenizeBody, ErrorAnswer, GenerateBody, StreamEvent, TokenizeBody
+from server.api.answers import ErrorAnswer, StreamEvent
+from server.api.schemas import Body, DetokenizeBody, GenerateBody, TokenizeBody
 from server.errors import (
     ApiError,
     BadRequest,

@@ -1,4 +1,4 @@
-"""The shapes of the wire: what a body may hold, field by field, and what an answer holds.
+"""The shapes of the wire: what a body may hold, field by field. What an answer holds is in answers.py.
 
 The sampling fields and their bounds come from `SamplingParams`; a field added there appears here by itself.
 Knows no model: what depends on the vocabulary or the context is checked in `translate.py`.
@@ -26,6 +26,7 @@ from model.sampling.sampling_params import SamplingParams
 
 SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 MAX_STOP_STRINGS = 16
+MAX_CHOICES = 8
 MAX_TOKENIZED = 65_536  # characters or ids: an answer is up to fifty times as long as its body
 
 
@@ -37,6 +38,7 @@ class Body(BaseModel):
 
 Count = Annotated[int, Interval(ge=1)]
 TokenId = Annotated[int, Interval(ge=0)]
+Choices = Annotated[int, Interval(ge=1, le=MAX_CHOICES)]
 StopString = Annotated[str, Len(1, 256)]
 DecimalId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 
@@ -67,11 +69,11 @@ class TextParameters(Body):
     )
     ignore_eos: bool | None = Field(default=None, description="do not end at the model's own end tokens")
     min_new_tokens: TokenId | None = Field(default=None, description="no end token before this many")
-    n: Annotated[int, Interval(ge=1, le=8)] | None = Field(
-        default=None, description="more than 1 is not supported yet"
+    n: Choices | None = Field(
+        default=None, description="answers to tell; above 1 with `details`, and not in a stream"
     )
-    best_of: Annotated[int, Interval(ge=1, le=8)] | None = Field(
-        default=None, description="more than 1 is not supported yet"
+    best_of: Choices | None = Field(
+        default=None, description="answers to choose from; above 1 not with `seed`, nor in a stream"
     )
     return_full_text: bool | None = Field(default=None, description="begin `generated_text` with the prompt")
     truncate: Count | None = Field(default=None, description="keep the last so many prompt tokens")
@@ -80,7 +82,9 @@ class TextParameters(Body):
         default=None, description="log-probabilities of the prompt; needs `details`, and no stream"
     )
     grammar: Grammar | None = Field(default=None, description="not supported yet")
-    deadline_ms: Count | None = Field(default=None, description="not supported yet")
+    deadline_ms: Count | None = Field(
+        default=None, description="from arrival: then the answer ends with what there is"
+    )
     priority: Annotated[int, Interval(ge=-100, le=100)] | None = Field(
         default=None, description="larger runs first"
     )
@@ -93,9 +97,6 @@ class TextParameters(Body):
             ("watermark is not supported", self.watermark),
             ("adapter_id is not supported", self.adapter_id is not None),
             ("grammar is not supported yet", self.grammar is not None),
-            ("deadline_ms is not supported yet", self.deadline_ms is not None),
-            ("n above 1 is not supported yet", (self.n or 1) > 1),
-            ("best_of above 1 is not supported yet", (self.best_of or 1) > 1),
         ):
             if is_asked:
                 raise ValueError(f"parameters.{what}")
@@ -167,121 +168,3 @@ class DetokenizeBody(Body):
     """Tokens to join into a text."""
 
     ids: Annotated[list[TokenId], FailFast(), MaxLen(MAX_TOKENIZED)]
-
-
-class Answer(BaseModel):
-    """What a client reads."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class ErrorAnswer(Answer):
-    """Any refusal or failure."""
-
-    error: str
-    error_type: str
-
-
-class Token(Answer):
-    """A generated token, with the natural logarithm of its probability."""
-
-    id: int
-    text: str
-    logprob: float
-    special: bool
-
-
-class PrefillToken(Answer):
-    """A prompt token; the first has no probability."""
-
-    id: int
-    text: str
-    logprob: float | None
-
-
-class AnswerTimings(Answer):
-    """Where the time went, in milliseconds, by the engine's clock."""
-
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-    cached_tokens: int
-
-
-class StreamDetails(Answer):
-    """How an answer ended."""
-
-    finish_reason: Literal["length", "eos_token", "stop_sequence", "deadline"]
-    generated_tokens: int
-    input_length: int
-    seed: int | None = Field(description="null for greedy")
-    parameters: dict[str, Any] = Field(description="every parameter as it took effect")
-    timings: AnswerTimings
-
-
-class Details(StreamDetails):
-    """The same, and every token."""
-
-    prefill: list[PrefillToken]
-    tokens: list[Token]
-    top_tokens: list[list[Token]] = Field(default=[], description="only when asked for")
-
-
-class GenerateAnswer(Answer):
-    """An answer without a stream; `details` only when asked for."""
-
-    generated_text: str
-    details: Details | None = None
-
-
-class StreamEvent(Answer):
-    """One event of a stream; the last one carries the text and the details."""
-
-    index: int
-    token: Token
-    top_tokens: list[Token] = Field(default=[], description="only when asked for")
-    generated_text: str | None
-    details: StreamDetails | None
-
-
-class TextToken(Answer):
-    """A token and the characters of the text that it covers."""
-
-    id: int
-    text: str
-    start: int
-    stop: int
-
-
-class DetokenizeAnswer(Answer):
-    """The joined text."""
-
-    text: str
-
-
-class StatusAnswer(Answer):
-    """What a health probe hears."""
-
-    status: str
-
-
-class InfoAnswer(Answer):
-    """The model, and the server's limits. Lengths in tokens."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-
-    model_id: str
-    model_type: str
-    model_dtype: str
-    model_device_type: str
-    quantization: str | None
-    fingerprint: str = Field(description="SHA-256 over configuration, tokenizer and weights")
-    kernels: str
-    vocab_size: int
-    max_concurrent_requests: int
-    max_best_of: int
-    max_stop_sequences: int
-    max_input_tokens: int
-    max_total_tokens: int
-    router: str
-    version: str

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from server.api.answers import DetokenizeAnswer, TextToken
 from server.api.body import off_loop, parse_body, read_body
 from server.api.front import Front, FrontDep
 from server.api.openapi import WITH_BODY, refusals, takes
-from server.api.schemas import DetokenizeAnswer, DetokenizeBody, TextToken, TokenizeBody
+from server.api.schemas import DetokenizeBody, TokenizeBody
 from server.api.translate import check_ids
 
 router = APIRouter(tags=["tokenize"], responses=refusals(WITH_BODY))

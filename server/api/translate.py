@@ -17,6 +17,7 @@ from server.api.schemas import SAMPLING_FIELDS, GenerateBody, GenerateParameters
 from server.engine.request import GenerationRequest
 from server.errors import ValidationFailed
 
+_LONGEST_MS = 10**10  # four months: no answer takes that long, and a timer cannot count for ever
 _DRAWN_SEEDS = 2**53  # every JSON reader keeps integers below it
 
 # What asks for a draw if `do_sample` does not say. A seed alone does not: it is harmless to greedy.
@@ -31,6 +32,10 @@ class Job:
     prefix: str  # what `generated_text` begins with
     stop: tuple[str, ...]
     include_stop_str: bool
+    num_choices: int  # answers to generate
+    num_told: int
+    is_ranked: bool  # whether the best of them are told, or the first
+    deadline_s: float | None  # from arrival; then the answer ends with what there is
     wants_details: bool
     is_stream: bool
     parameters: Mapping[str, object]  # every parameter as it took effect
@@ -41,7 +46,7 @@ class Job:
         return None if self.request.sampling.is_greedy else self.request.sampling.seed
 
 
-def translate(body: GenerateBody, front: Front, *, is_stream: bool) -> Job:
+def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int = 0) -> Job:
     """Return the job that `body` asks for; raises `ValidationFailed`, or `Unavailable` without a model."""
     info = front.model_info()
     wish: TextParameters = body.parameters or GenerateParameters()
@@ -49,6 +54,8 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool) -> Job:
         raise ValidationFailed("parameters.decoder_input_details cannot be had in a stream")
     check_ids("parameters.stop_token_ids", wish.stop_token_ids or (), info.vocab_size)
     sampling = _sampling(wish, info.vocab_size)
+    limit = front.settings.max_num_seqs + front.settings.max_waiting
+    num_choices = _num_choices(wish, sampling, is_stream, limit)
 
     name = "prompt" if body.inputs is None else "inputs"
     given: str | list[int] = getattr(body, name)
@@ -67,6 +74,7 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool) -> Job:
         min_new_tokens=min_new_tokens,
         end_ids=own_ids if wish.stop_token_ids is None else tuple(wish.stop_token_ids),
         priority=wish.priority or 0,
+        tenant=tenant,
         wants_prompt_logprobs=bool(wish.decoder_input_details),
     )
     prefix = (
@@ -78,10 +86,35 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool) -> Job:
         prefix=prefix,
         stop=tuple(wish.stop or ()),
         include_stop_str=include_stop_str,
+        num_choices=num_choices,
+        num_told=wish.n or num_choices,
+        is_ranked=(wish.best_of or 1) > 1,
+        deadline_s=None if wish.deadline_ms is None else min(wish.deadline_ms, _LONGEST_MS) / 1000,
         wants_details=bool(wish.details),
         is_stream=is_stream,
         parameters=_as_it_took_effect(wish, request, include_stop_str),
     )
+
+
+def _num_choices(wish: TextParameters, sampling: SamplingParams, is_stream: bool, limit: int) -> int:
+    """How many answers to generate; no more than can be under way."""
+    n, best_of = wish.n or 1, wish.best_of or 1
+    if is_stream and (n > 1 or best_of > 1):
+        name = "n" if n > 1 else "best_of"
+        raise ValidationFailed(f"parameters.{name} is {max(n, best_of)}: a stream tells one answer")
+    if n > 1 and not wish.details:
+        raise ValidationFailed(f"parameters.n is {n}: it needs parameters.details, where the others are told")
+    if best_of > 1 and getattr(wish, "seed", None) is not None:
+        raise ValidationFailed("parameters.best_of cannot be had with parameters.seed; parameters.n can")
+    if best_of > 1 and sampling.is_greedy:
+        raise ValidationFailed(f"parameters.best_of is {best_of}: greedy answers are all the same")
+    if wish.best_of is not None and best_of < n:
+        raise ValidationFailed(f"parameters.best_of is {best_of}, it must be at least parameters.n, {n}")
+    if max(n, best_of) > limit:
+        raise ValidationFailed(
+            f"parameters.n or best_of is {max(n, best_of)}: at most {limit} can be under way"
+        )
+    return max(n, best_of)
 
 
 def _prompt_ids(name: str, given: str | list[int], truncate: int | None, front: Front) -> tuple[int, ...]:
@@ -190,14 +223,14 @@ def _as_it_took_effect(
         "include_stop_str": include_stop_str,
         "stop_token_ids": list(request.end_ids),
         "ignore_eos": bool(wish.ignore_eos),
-        "n": 1,
-        "best_of": 1,
+        "n": wish.n or 1,
+        "best_of": max(wish.n or 1, wish.best_of or 1),
         "return_full_text": bool(wish.return_full_text),
         "truncate": wish.truncate,
         "details": bool(wish.details),
         "decoder_input_details": request.wants_prompt_logprobs,
         "grammar": None,
-        "deadline_ms": None,
+        "deadline_ms": wish.deadline_ms,
         "priority": request.priority,
         "watermark": False,
         "adapter_id": None,

@@ -6,12 +6,16 @@ Knows nothing of HTTP or text, and not where the engine runs: that is worker_cli
 from __future__ import annotations
 
 import asyncio
+import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from model.interface import ModelInfo
-from server.engine.request import EngineStats, GenerationRequest, TokenOutput
+from server.engine.request import EngineStats, GenerationRequest, Progress, Timings, TokenOutput
+
+MAX_OUTPUTS_AT_ONCE: Final = 64  # so that what is written of them for a slow reader stays small
 
 
 class EngineError(Exception):
@@ -51,6 +55,10 @@ class EngineClient(Protocol):
         """Start a generation. Raises `EngineError` before anything is queued."""
         ...
 
+    def submit_choices(self, request: GenerationRequest, num_choices: int) -> list[TokenStream]:
+        """Start so many answers to one prompt, or none of them."""
+        ...
+
     def status(self) -> EngineStatus:
         """Never waits."""
         ...
@@ -81,38 +89,105 @@ class EngineClient(Protocol):
 
 
 class TokenStream:
-    """The outputs of one generation, in order. Closing it cancels what is left."""
+    """The outputs of one generation, in order. Closing it cancels what is left.
 
-    def __init__(self, max_new_tokens: int, on_close: Callable[[], None]) -> None:
-        self.num_outstanding = max_new_tokens  # tokens that may still come
+    It keeps ids and log-probabilities in plain arrays, twelve bytes a token however slow its reader is; with
+    the request, that is all that another engine needs to go on if this one is lost.
+    """
+
+    def __init__(self, request: GenerationRequest, on_close: Callable[[], None]) -> None:
+        self.request = request
+        self.token_ids = array("i")
+        self._logprobs = array("d")
+        self._tops: list[tuple[tuple[int, float], ...]] = []  # one for each token, if they were asked for
+        self._prompt_logprobs: tuple[float, ...] = ()
+        self._timings: Timings | None = None
+        self._last: TokenOutput | None = None
+        self._num_read = 0
+        self._is_over = False  # nothing more will be read
+        self._arrival_s = time.monotonic()
         self._on_close = on_close
-        self._held: list[TokenOutput] = []
         self._arrival = asyncio.Event()
-        self._is_over = False
+        self._deadline: asyncio.TimerHandle | None = None
 
     def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> list[TokenOutput]:
-        """All that has arrived since the last look, at least one: a slow reader's outputs merge here."""
-        while not self._held:
-            if self._is_over:
-                raise StopAsyncIteration
+        """What has arrived since the last look: at least one output, and at most `MAX_OUTPUTS_AT_ONCE`."""
+        await self.wait()
+        if self._is_over:
+            raise StopAsyncIteration
+        start, self._num_read = self._num_read, min(self._num_read + MAX_OUTPUTS_AT_ONCE, len(self.token_ids))
+        outputs = [self._output(index) for index in range(start, self._num_read)]
+        if self._last is not None and self._num_read == len(self.token_ids):
+            if self._last.token_id is not None:
+                outputs.pop()
+            outputs.append(self._last)
+            self._is_over = True
+        return outputs
+
+    async def wait(self) -> None:
+        """Until there is something to read, or nothing more will come."""
+        while not self._is_over and self._last is None and self._num_read == len(self.token_ids):
             self._arrival.clear()
             await self._arrival.wait()
-        held, self._held = self._held, []
-        return held
 
     def put(self, output: TokenOutput) -> None:
-        """The client's side: deliver."""
-        self._held.append(output)
-        self.num_outstanding -= 1
-        self._is_over = output.finish_reason is not None
+        """The client's side: deliver. What comes after the last output is dropped."""
+        if self._last is not None:
+            return
+        if output.token_id is not None:
+            self.token_ids.append(output.token_id)
+            self._logprobs.append(output.logprob)
+            if self.request.sampling.top_n_tokens:
+                self._tops.append(output.top)
+        self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
+        self._timings = output.timings or self._timings
+        if output.finish_reason is not None:
+            self._last = output
+            self._stop_clock()
         self._arrival.set()
+
+    def end_at(self, deadline_s: float) -> None:
+        """Let the generation end when `time.monotonic` reads this, with what there is."""
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(max(0.0, deadline_s - time.monotonic()), self._expire)
+
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return Progress(arrival_s=self._arrival_s, token_ids=tuple(self.token_ids), timings=self._timings)
+
+    @property
+    def is_barren(self) -> bool:
+        """Whether it has ended without a token."""
+        return self._last is not None and not self.token_ids
+
+    @property
+    def num_outstanding(self) -> int:
+        """Tokens that may still come."""
+        return self.request.max_new_tokens - len(self.token_ids)
 
     def close(self) -> None:
         """Let go. Safe at any time and any number of times."""
         self._is_over = True
-        self._held.clear()
+        self._stop_clock()
         self._arrival.set()
         self._on_close()
+
+    def _output(self, index: int) -> TokenOutput:
+        return TokenOutput(
+            token_id=self.token_ids[index],
+            logprob=self._logprobs[index],
+            top=self._tops[index] if self._tops else (),
+            prompt_logprobs=self._prompt_logprobs if index == 0 else (),
+            timings=self._timings,
+        )
+
+    def _expire(self) -> None:
+        self.put(TokenOutput(token_id=None, finish_reason="deadline"))
+        self._on_close()
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()

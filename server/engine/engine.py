@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as List
 
 from model.interface import Model
-from server.engine.request import EngineStats, GenerationRequest, TokenOutput
+from server.engine.request import EngineStats, GenerationRequest, Progress, TokenOutput
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 
@@ -15,11 +16,16 @@ class Engine:
     """Runs sequences on a model. Single-threaded; nobody else may touch the model or the scheduler."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, clock: Callable[[], float] = time.monotonic
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        clock: Callable[[], float] = time.monotonic,
+        on_plan: Callable[[List[Sequence]], None] = lambda sequences: None,
     ) -> None:
         self.model = model
         self.scheduler = scheduler
         self.clock = clock
+        self.on_plan = on_plan  # told who is in a step before it is computed
         self.num_steps = 0
         self.num_step_tokens = 0
 
@@ -28,9 +34,13 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self.scheduler.sequences)
 
-    def add(self, sequence_id: int, request: GenerationRequest) -> None:
-        """Queue a generation. Ids must grow: they are the order of arrival."""
-        self.scheduler.add(Sequence(sequence_id, request, self.clock()))
+    def add(self, sequence_id: int, request: GenerationRequest, progress: Progress | None = None) -> None:
+        """Queue a generation, at its start or as far as it had come.
+
+        Ids are the order of arrival; the choices of one prompt have ids in a row.
+        """
+        progress = progress or Progress(arrival_s=self.clock())
+        self.scheduler.add(Sequence(sequence_id, request, progress))
 
     def abort(self, sequence_id: int) -> None:
         """Stop a generation; nothing more is said of it."""
@@ -40,6 +50,7 @@ class Engine:
         """Compute one step; the news of each sequence that has any."""
         began_s = self.clock()
         plan = self.scheduler.schedule()
+        self.on_plan(plan.sequences)
         outputs = self.model.execute(plan.items)
         self.num_steps += 1
         self.num_step_tokens += sum(len(item.token_ids) for item in plan.items)
@@ -49,9 +60,10 @@ class Engine:
         """A snapshot for metrics."""
         return EngineStats(
             num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
+            num_waiting=len(self.scheduler.sequences) - len(self.scheduler.running),
             num_blocks=self.scheduler.blocks.num_blocks,
             num_free_blocks=self.scheduler.blocks.num_free_blocks,
+            num_cached_blocks=self.scheduler.blocks.num_cached_blocks,
             num_steps=self.num_steps,
             num_step_tokens=self.num_step_tokens,
             num_preemptions=self.scheduler.num_preemptions,

@@ -8,7 +8,7 @@ import struct
 import msgspec
 
 from model.interface import ModelInfo
-from server.engine.request import EngineStats, GenerationRequest, TokenOutput
+from server.engine.request import EngineStats, GenerationRequest, Progress, TokenOutput
 
 _LENGTH = struct.Struct(">I")
 LENGTH_BYTES = _LENGTH.size
@@ -28,10 +28,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Run a generation. Ids grow."""
+    """Run a generation, or go on with it.
+
+    Ids are the order of arrival; the choices of one prompt have ids in a row.
+    """
 
     sequence_id: int
     request: GenerationRequest
+    progress: Progress
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -59,6 +63,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     reason: str
 
 
+class Logged(msgspec.Struct, frozen=True, tag="logged"):
+    """A line for the server's log, with its traceback if it has one."""
+
+    level: int
+    message: str
+
+
 class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
     """The news of one step, all sequences in one message."""
 
@@ -67,7 +78,7 @@ class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
 
 
 Command = WorkerConfig | Submit | Abort
-Event = Loading | Ready | Refused | Stepped
+Event = Loading | Ready | Refused | Logged | Stepped
 
 _encoder = msgspec.msgpack.Encoder()
 command_decoder = msgspec.msgpack.Decoder(Command)
@@ -93,18 +104,18 @@ class CommandReader:
         self._connection = connection
         self._held = bytearray()
 
-    def read(self, *, wait: bool) -> list[Command] | None:
-        """What has arrived; with `wait`, at least a part. None: the other side is gone."""
-        self._connection.setblocking(wait)
+    def read(self, timeout_s: float | None = 0.0) -> list[Command] | None:
+        """What has arrived, after `timeout_s` at the latest; None waits. None: the other side is gone."""
+        self._connection.settimeout(timeout_s)
         try:
             while part := self._connection.recv(1 << 16):
                 self._held += part
-                self._connection.setblocking(False)
+                self._connection.settimeout(0.0)
             return None
-        except BlockingIOError:
+        except (BlockingIOError, TimeoutError):
             return self._whole_commands()
         finally:
-            self._connection.setblocking(True)
+            self._connection.settimeout(None)
 
     def _whole_commands(self) -> list[Command]:
         commands: list[Command] = []

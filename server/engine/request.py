@@ -23,10 +23,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_new_tokens: int = 0  # no end id may be chosen before this many tokens
     end_ids: tuple[int, ...] = ()  # choosing one of these ends the answer
     priority: int = 0  # larger runs first
+    tenant: int = 0  # whose it is: tenants take turns, and share no cached prefix
+    choice: int = 0  # which of several answers to one prompt this is
     wants_prompt_logprobs: bool = False
 
 
-class Timings(msgspec.Struct, frozen=True, kw_only=True):
+class Timings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where one generation's time went, by the engine's clock, in seconds."""
 
     queue_s: float  # from arrival to the first step that held it
@@ -35,16 +37,26 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # prompt tokens found in the prefix cache
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a generation had come, for an engine that is to go on with it."""
+
+    arrival_s: float  # by the machine's monotonic clock, common to all of its processes
+    token_ids: tuple[int, ...] = ()  # generated so far
+    timings: Timings | None = None  # until the last of them
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A snapshot of the engine, for metrics. Counts since its start, or of the moment."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0
-    num_free_blocks: int = 0
+    num_free_blocks: int = 0  # the cached ones, too: they can be had
+    num_cached_blocks: int = 0
     num_steps: int = 0
     num_step_tokens: int = 0  # computed in all steps
     num_preemptions: int = 0
+    num_restarts: int = 0  # of its worker
 
 
 class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):

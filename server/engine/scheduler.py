@@ -2,6 +2,10 @@
 
 Plain integers, no clock of its own, no model. There is no prefill phase and no decode phase: in every step
 each sequence catches up with its known tokens, as far as one budget of tokens goes.
+
+Each running sequence has at least one token in every step, and so has the first of the waiting ones if it
+fits: if there is a place, and the blocks for all that it knows, and one more for each that runs. So who waits
+at place k, and would fit, computes within k steps.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 from operator import attrgetter
 
-from model.interface import StepItem, StepOutput
+from model.interface import SampledToken, StepItem, StepOutput
 from server.engine.block_manager import BlockManager
 from server.engine.request import FinishReason, TokenOutput
 from server.engine.sequence import Sequence
+from server.engine.waiting import WaitingQueue
 
 _rank = attrgetter("rank")
 
@@ -41,13 +46,22 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.sequences: dict[int, Sequence] = {}  # all that are not finished
         self.running: list[Sequence] = []  # by rank; each owns blocks
+        self.waiting = WaitingQueue()  # none of them owns a block
+        self.followers: dict[
+            int, list[Sequence]
+        ] = {}  # by the leader whose prompt they share once it is computed
         self.num_preemptions = 0
-        self.waiting: list[Sequence] = []  # by rank; none owns a block
+        self._misfit = (0, 0)  # who did not fit last, and how many blocks could be had then
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
+        """Queue a new sequence; a further choice only once the first one has computed their prompt."""
         self.sequences[sequence.id] = sequence
-        bisect.insort(self.waiting, sequence, key=_rank)
+        leader = self.sequences.get(sequence.id - sequence.request.choice, sequence)
+        if leader is sequence or leader.num_generated_tokens:
+            self.waiting.add(sequence)
+        else:
+            sequence.leader_id = leader.id
+            self.followers.setdefault(leader.id, []).append(sequence)
 
     def abort(self, sequence_id: int) -> None:
         """Forget a sequence at once, wherever it is; its blocks are free. Unknown ids are ignored."""
@@ -57,31 +71,30 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Choose the next step: the running ones by rank, then waiting ones while budget and blocks last."""
-        chosen: list[tuple[Sequence, int]] = []
-        budget = self.max_batch_tokens
+        plan = StepPlan([], [])
         num_preemptions = self.num_preemptions
-
+        self._make_way()
+        has_newcomer = len(self.running) < self.max_num_seqs and self.waiting.first() is not None
+        budget = self.max_batch_tokens - has_newcomer  # a token is kept for it, as for each that runs
         position = 0
-        while position < len(self.running) and budget:  # running may lose its tail to preemption meanwhile
+        while position < len(self.running):  # which may lose its tail to preemption meanwhile
             sequence = self.running[position]
-            num_tokens = min(budget, sequence.num_tokens - sequence.num_computed_tokens)
-            if self._make_room(sequence, num_tokens):
-                chosen.append((sequence, num_tokens))
+            num_behind = len(self.running) - position - 1
+            gap = len(sequence.token_ids) - sequence.num_computed_tokens
+            num_tokens = min(gap, budget - num_behind)
+            if self._make_room(sequence, sequence.num_computed_tokens + num_tokens):
+                plan.sequences.append(sequence)
+                plan.items.append(sequence.step_item(num_tokens))
                 budget -= num_tokens
                 position += 1
-
-        is_short = self.num_preemptions > num_preemptions  # then a newcomer would be the next to go
-        while self.waiting and budget and not is_short and len(self.running) < self.max_num_seqs:
-            newcomer = self.waiting[0]
-            num_tokens = min(budget, newcomer.num_tokens)
-            if not self.blocks.grow(newcomer.block_table, num_tokens):
-                break
-            self.waiting.pop(0)
-            bisect.insort(self.running, newcomer, key=_rank)
-            chosen.append((newcomer, num_tokens))
+        budget += has_newcomer
+        # After a preemption a newcomer would be the next to go.
+        while budget and num_preemptions == self.num_preemptions and (newcomer := self._admit()) is not None:
+            num_tokens = min(budget, newcomer.num_tokens - newcomer.num_computed_tokens)
+            plan.sequences.append(newcomer)
+            plan.items.append(newcomer.step_item(num_tokens))
             budget -= num_tokens
-
-        return StepPlan([s for s, _ in chosen], [s.step_item(num_tokens) for s, num_tokens in chosen])
+        return plan
 
     def update(
         self, plan: StepPlan, outputs: List[StepOutput], began_s: float, ended_s: float
@@ -89,48 +102,89 @@ class Scheduler:
         """Absorb a step's result: (sequence id, what to tell its owner) for each that has news."""
         news = []
         for sequence, item, output in zip(plan.sequences, plan.items, outputs, strict=True):
-            sequence.num_computed_tokens += len(item.token_ids)
-            sequence.prompt_logprobs.extend(output.target_logprobs)
             if sequence.first_step_s is None:
                 sequence.first_step_s = began_s
-            told = self._absorb(sequence, output, ended_s)
-            if told is not None:
+            if output.error is not None:
+                self._finish(sequence, is_sound=False)
+                told = TokenOutput(token_id=None, finish_reason="error", error=output.error)
                 news.append((sequence.id, told))
+                continue
+            self._advance(sequence, len(item.token_ids))
+            if output.target_logprobs:
+                sequence.prompt_logprobs.extend(output.target_logprobs)
+            if output.token is not None:
+                news.append((sequence.id, self._absorb(sequence, output.token, ended_s)))
         return news
 
     def check_integrity(self) -> None:
         """Raise `AssertionError` if a block is lost or doubled, or a sequence is in two places or in none."""
         self.blocks.check_integrity(sequence.block_table for sequence in self.sequences.values())
-        if sorted(s.id for s in (*self.running, *self.waiting)) != sorted(self.sequences):
+        held = [sequence for followers in self.followers.values() for sequence in followers]
+        if sorted(s.id for s in (*self.running, *self.waiting, *held)) != sorted(self.sequences):
             raise AssertionError("a sequence is in two places or in none")
-        if any(sequence.block_table for sequence in self.waiting):
+        if any(sequence.block_table for sequence in (*self.waiting, *held)):
             raise AssertionError("a waiting sequence owns blocks")
+        if not self.followers.keys() <= self.sequences.keys():
+            raise AssertionError("a sequence waits for one that is gone")
+        if self.running != sorted(self.running, key=_rank):
+            raise AssertionError("the running ones are out of order")
+
+    def _make_way(self) -> None:
+        """Let waiting ones take the places and the blocks of running ones of lower priority."""
+        while self.running and (newcomer := self.waiting.first()) is not None:
+            if self.running[-1].request.priority >= newcomer.request.priority:
+                break
+            if self._admit() is None:
+                self._preempt()
+
+    def _admit(self) -> Sequence | None:
+        """Let the first of the waiting ones run, if it fits; see above."""
+        newcomer = self.waiting.first() if len(self.running) < self.max_num_seqs else None
+        if newcomer is None or self._misfit == (newcomer.id, self.blocks.num_free_blocks):
+            return None
+        found = []
+        if not newcomer.needs_prompt_logits:  # the last token is computed in any case: its logits are needed
+            tenant = newcomer.request.tenant
+            found = self.blocks.find(tenant, newcomer.token_ids, newcomer.num_tokens - 1)
+        if not self.blocks.start(newcomer.block_table, found, newcomer.num_tokens, len(self.running)):
+            self._misfit = (newcomer.id, self.blocks.num_free_blocks)
+            return None
+        self.waiting.take(newcomer)
+        bisect.insort(self.running, newcomer, key=_rank)
+        newcomer.num_computed_tokens = len(found) * self.blocks.block_size
+        if newcomer.first_step_s is None:
+            newcomer.num_cached_tokens = newcomer.num_computed_tokens
+        return newcomer
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give the sequence the blocks it needs, taken from the last in rank; False if that was itself."""
-        while not self.blocks.grow(sequence.block_table, sequence.num_computed_tokens + num_tokens):
-            victim = self.running.pop()
-            self.blocks.release(victim.block_table)
-            # By promise 1 computing it again changes nothing but time.
-            victim.num_computed_tokens = 0
-            if not victim.num_generated_tokens:
-                victim.prompt_logprobs.clear()
-            bisect.insort(self.waiting, victim, key=_rank)
-            self.num_preemptions += 1
-            if victim is sequence:
+        while not self.blocks.grow(sequence.block_table, num_tokens):
+            if self._preempt() is sequence:
                 return False
         return True
 
-    def _absorb(self, sequence: Sequence, output: StepOutput, now_s: float) -> TokenOutput | None:
-        if output.error is not None:
-            self._finish(sequence)
-            return TokenOutput(token_id=None, finish_reason="error", error=output.error)
-        if output.token is None:
-            return None
-        is_first = sequence.first_token_s is None
-        if is_first:
+    def _preempt(self) -> Sequence:
+        """Send the last in rank back to wait. What it computed stays to be found, while it can."""
+        victim = self.running.pop()
+        self.blocks.release(victim.block_table)
+        victim.forget_computed()
+        self.waiting.add(victim)
+        self.num_preemptions += 1
+        return victim
+
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """So many more of its tokens are in the cache; blocks that are full now can be found."""
+        num_full = sequence.num_computed_tokens // self.blocks.block_size
+        sequence.num_computed_tokens += num_tokens
+        for index in range(num_full, sequence.num_computed_tokens // self.blocks.block_size):
+            self.blocks.seal(sequence.block_table, index, sequence.request.tenant, sequence.token_ids)
+
+    def _absorb(self, sequence: Sequence, token: SampledToken, now_s: float) -> TokenOutput:
+        prompt_logprobs: tuple[float, ...] = ()
+        if sequence.first_token_s is None:
             sequence.first_token_s = now_s
-        token = output.token
+            prompt_logprobs = tuple(sequence.prompt_logprobs)
+            self._let_follow(sequence.id)
         sequence.token_ids.append(token.token_id)
         finish_reason = _finish_reason(sequence, token.token_id)
         if finish_reason is not None:
@@ -139,16 +193,27 @@ class Scheduler:
             token_id=token.token_id,
             logprob=token.logprob,
             top=token.top,
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if is_first else (),
+            prompt_logprobs=prompt_logprobs,
             finish_reason=finish_reason,
             timings=sequence.timings(now_s),
         )
 
-    def _finish(self, sequence: Sequence) -> None:
+    def _finish(self, sequence: Sequence, *, is_sound: bool = True) -> None:
         del self.sequences[sequence.id]
-        place = self.running if sequence.block_table else self.waiting
-        self.blocks.release(sequence.block_table)
-        place.pop(bisect.bisect_left(place, sequence.rank, key=_rank))
+        if sequence.block_table:
+            self.running.pop(bisect.bisect_left(self.running, sequence.rank, key=_rank))
+            self.blocks.release(sequence.block_table, is_sound=is_sound)
+        elif sequence.leader_id is not None:
+            self.followers[sequence.leader_id].remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._let_follow(sequence.id)
+
+    def _let_follow(self, leader_id: int) -> None:
+        """The leader's prompt is computed, or never will be: those behind it need not wait for it."""
+        for follower in self.followers.pop(leader_id, ()):
+            follower.leader_id = None
+            self.waiting.add(follower)
 
 
 def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from model.interface import SampleRequest, StepItem
-from server.engine.request import GenerationRequest, Timings
+from server.engine.request import GenerationRequest, Progress, Timings
 
 
 class Sequence:
     """Known tokens (prompt and generated) and how many of them are computed; a step closes the gap."""
 
-    def __init__(self, sequence_id: int, request: GenerationRequest, arrival_s: float) -> None:
+    def __init__(self, sequence_id: int, request: GenerationRequest, progress: Progress) -> None:
         self.id = sequence_id
         self.request = request
-        self.token_ids = list(request.prompt_ids)
+        self.rank = (-request.priority, sequence_id)  # smaller runs first: ids are given in order of arrival
+        self.token_ids = [*request.prompt_ids, *progress.token_ids]
         self.num_prompt_tokens = len(request.prompt_ids)
         self.num_computed_tokens = 0
         self.block_table: list[int] = []
         self.prompt_logprobs: list[float] = []
+        self.leader_id: int | None = None  # set while it waits for that sequence to compute their prompt
 
-        self.arrival_s = arrival_s
+        self.arrival_s = progress.arrival_s
+        self.num_cached_tokens = 0
         self.first_step_s: float | None = None
         self.first_token_s: float | None = None
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller runs first: by priority, then by arrival (ids are given in order of arrival)."""
-        return (-self.request.priority, self.id)
+        if progress.timings is not None:
+            self.num_cached_tokens = progress.timings.cached_tokens
+            self.first_step_s = progress.arrival_s + progress.timings.queue_s
+            self.first_token_s = self.first_step_s + progress.timings.prefill_s
+        self._sample_request: SampleRequest | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -37,6 +40,11 @@ class Sequence:
         """Known tokens past the prompt."""
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether every prompt position must be computed, since its log-probability is still to be told."""
+        return self.request.wants_prompt_logprobs and not self.num_generated_tokens
+
     def step_item(self, num_tokens: int) -> StepItem:
         """The next `num_tokens` tokens to compute; the item samples if they reach the last known token."""
         start, end = self.num_computed_tokens, self.num_computed_tokens + num_tokens
@@ -44,9 +52,15 @@ class Sequence:
             token_ids=self.token_ids[start:end],
             start=start,
             block_table=self.block_table,
-            sample=self._sample_request() if end == self.num_tokens else None,
-            target_ids=self._target_ids(start, end),
+            sample=self._sampling() if end == len(self.token_ids) else None,
+            target_ids=self.token_ids[start + 1 : end + 1] if self.needs_prompt_logits else (),
         )
+
+    def forget_computed(self) -> None:
+        """Begin anew, for want of blocks. By promise 1 computing it again changes nothing but time."""
+        self.num_computed_tokens = 0
+        if self.needs_prompt_logits:
+            self.prompt_logprobs.clear()
 
     def timings(self, now_s: float) -> Timings:
         """Where the time went until now, after the first token."""
@@ -56,20 +70,19 @@ class Sequence:
             queue_s=first_step_s - self.arrival_s,
             prefill_s=first_token_s - first_step_s,
             decode_s=now_s - first_token_s,
+            cached_tokens=self.num_cached_tokens,
         )
 
-    def _sample_request(self) -> SampleRequest:
-        request = self.request
-        is_too_short = self.num_generated_tokens < request.min_new_tokens
-        return SampleRequest(
-            params=request.sampling,
-            token_ids=self.token_ids,
-            num_prompt_tokens=self.num_prompt_tokens,
-            forbidden_ids=request.end_ids if is_too_short else (),
-        )
-
-    def _target_ids(self, start: int, end: int) -> list[int]:
-        """The prompt tokens after those from start to end, while their log-probabilities are wanted."""
-        if not self.request.wants_prompt_logprobs or self.num_generated_tokens:
-            return []
-        return self.token_ids[start + 1 : end + 1]
+    def _sampling(self) -> SampleRequest:
+        """The same object until the forbidden ids change: it sees the tokens as they grow."""
+        is_too_short = self.num_generated_tokens < self.request.min_new_tokens
+        forbidden_ids = self.request.end_ids if is_too_short else ()
+        if self._sample_request is None or self._sample_request.forbidden_ids is not forbidden_ids:
+            self._sample_request = SampleRequest(
+                params=self.request.sampling,
+                token_ids=self.token_ids,
+                num_prompt_tokens=self.num_prompt_tokens,
+                choice=self.request.choice,
+                forbidden_ids=forbidden_ids,
+            )
+        return self._sample_request

@@ -6,11 +6,12 @@ no event loop. With the front gone there is nobody to compute for: it ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.interface import Model, SampleRequest, StepItem
@@ -24,6 +25,7 @@ from server.engine.frames import (
     CommandReader,
     Event,
     Loading,
+    Logged,
     Ready,
     Refused,
     Stepped,
@@ -34,6 +36,9 @@ from server.engine.frames import (
 from server.engine.heartbeat import Heartbeat
 from server.engine.request import EngineStats
 from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence as EngineSequence
+
+_QUIET_S = 1.0  # without work, before the engine checks itself
 
 
 class Worker:
@@ -51,17 +56,17 @@ class Worker:
         if config is None:
             return
         try:
-            model = load_model(config, self._tell_loading)
-            engine = build_engine(model, config)
+            model = load_model(config, self._tell_loading, self.heartbeat.beat)
+            engine = build_engine(model, config, self._begin_step)
             generate_one_token(model)
         except ValueError as error:
-            self._tell(Refused(str(error)))
+            self.tell(Refused(str(error)))
             return
         except Exception as error:  # whatever a folder can make a library do: one line for its user, too
             reason = " ".join(str(error).split())[:300]
-            self._tell(Refused(f"the model cannot be loaded: {type(error).__name__}: {reason}"))
+            self.tell(Refused(f"the model cannot be loaded: {type(error).__name__}: {reason}"))
             return
-        self._tell(Ready(model.info))
+        self.tell(Ready(model.info))
         self.serve(engine, pending)
 
     def serve(self, engine: Engine, commands: list[Command] | None) -> None:
@@ -69,16 +74,31 @@ class Worker:
         while commands is not None:
             for command in commands:
                 obey(engine, command)
-            self.heartbeat.beat()
             news = engine.step() if engine.has_work else []
+            self.heartbeat.end_step()
             stats = engine.stats()
             if news or stats != self._last_stats:
-                self._tell(Stepped(news, stats))
+                self.tell(Stepped(news, stats))
                 self._last_stats = stats
-            commands = self.commands.read(wait=not engine.has_work)
+            commands = self.commands.read() if engine.has_work else self._rest(engine)
+
+    def tell(self, event: Event) -> None:
+        """Send an event to the front."""
+        self.connection.sendall(encode(event))
+
+    def _rest(self, engine: Engine) -> list[Command] | None:
+        """Wait for commands; use the first quiet moment to see that nothing was lost."""
+        commands = self.commands.read(_QUIET_S)
+        if commands == []:
+            engine.scheduler.check_integrity()
+            commands = self.commands.read(None)
+        return commands
+
+    def _begin_step(self, sequences: Sequence[EngineSequence]) -> None:
+        self.heartbeat.begin_step([sequence.id for sequence in sequences])
 
     def _first_command(self) -> tuple[WorkerConfig | None, list[Command]]:
-        while (commands := self.commands.read(wait=True)) is not None:
+        while (commands := self.commands.read(None)) is not None:
             if commands:
                 first, *others = commands
                 if not isinstance(first, WorkerConfig):
@@ -86,14 +106,28 @@ class Worker:
                 return first, others
         return None, []
 
-    def _tell(self, event: Event) -> None:
-        self.connection.sendall(encode(event))
-
     def _tell_loading(self, done: int, total: int) -> None:
-        self._tell(Loading(done, total))
+        self.heartbeat.beat()
+        self.tell(Loading(done, total))
 
 
-def load_model(config: WorkerConfig, on_progress: Callable[[int, int], None]) -> ModelRunner:
+class LogToFront(logging.Handler):
+    """Sends what is logged here to the front, whose log has one format."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(logging.INFO)
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line, its traceback included."""
+        self._worker.tell(Logged(record.levelno, self.format(record)))
+
+
+def load_model(
+    config: WorkerConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_layer: Callable[[], None] = lambda: None,
+) -> ModelRunner:
     """The model that the front asked for. Raises `ValueError` with one line for its user."""
     options = RunnerOptions(
         model_id=config.model_id,
@@ -103,7 +137,7 @@ def load_model(config: WorkerConfig, on_progress: Callable[[int, int], None]) ->
         kv_cache_tokens=config.kv_cache_tokens,
         max_num_seqs=config.max_num_seqs,
     )
-    return ModelRunner.load(Path(config.model_dir), options, on_progress)
+    return ModelRunner.load(Path(config.model_dir), options, on_progress, on_layer)
 
 
 def generate_one_token(model: Model) -> None:
@@ -114,17 +148,22 @@ def generate_one_token(model: Model) -> None:
         raise ValueError(f"the model's first token failed: {output.error}")
 
 
-def build_engine(model: Model, config: WorkerConfig) -> Engine:
+def build_engine(
+    model: Model,
+    config: WorkerConfig,
+    on_plan: Callable[[Sequence[EngineSequence]], None] = lambda sequences: None,
+) -> Engine:
     """An engine with all of the model's cache."""
     blocks = BlockManager(model.info.num_blocks, model.info.block_size)
-    return Engine(model, Scheduler(blocks, config.max_batch_tokens, config.max_num_seqs))
+    scheduler = Scheduler(blocks, config.max_batch_tokens, config.max_num_seqs)
+    return Engine(model, scheduler, on_plan=on_plan)
 
 
 def obey(engine: Engine, command: Command) -> None:
     """One command."""
     match command:
-        case Submit(sequence_id, request):
-            engine.add(sequence_id, request)
+        case Submit(sequence_id, request, progress):
+            engine.add(sequence_id, request, progress)
         case Abort(sequence_id):
             engine.abort(sequence_id)
         case WorkerConfig():
@@ -137,11 +176,15 @@ def main() -> None:
     # service: the front decides what they mean, and then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    worker = Worker(socket.socket(fileno=int(sys.argv[1])), Heartbeat(int(sys.argv[2])))
+    logging.basicConfig(handlers=[LogToFront(worker)], level=logging.INFO)
     try:
-        Worker(connection, Heartbeat(int(sys.argv[2]))).run()
+        worker.run()
     except (BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the front is gone: nothing is left to tell anyone
+    except Exception:
+        logging.exception("the engine failed")
+        os._exit(1)  # not by way of clean-ups that might fail once more
 
 
 if __name__ == "__main__":

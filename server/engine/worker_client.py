@@ -1,37 +1,41 @@
-"""An engine's client whose engine is a worker process: starts it, talks to it, and sees when it is gone."""
+"""An engine's client whose engine is a worker process: it starts another when one dies, and loses no stream.
+
+All that a stream is lies here: its request and the ids that came. A worker that dies or hangs is replaced,
+and its streams are handed to the next one, which goes on where they were: with the same bits, so that nobody
+notices.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
 
 from model.interface import ModelInfo
 from server.engine.client import EngineOverloaded, EngineStatus, EngineUnavailable, TokenStream
-from server.engine.frames import (
-    LENGTH_BYTES,
-    Abort,
-    Command,
-    Event,
-    Loading,
-    Ready,
-    Refused,
-    Stepped,
-    Submit,
-    WorkerConfig,
-    body_length,
-    encode,
-    event_decoder,
-)
-from server.engine.heartbeat import Heartbeat
+from server.engine.frames import Abort, Event, Loading, Logged, Ready, Refused, Stepped, Submit, WorkerConfig
+from server.engine.quarantine import Quarantine
 from server.engine.request import EngineStats, GenerationRequest, TokenOutput
+from server.engine.speed import Speed
+from server.engine.watchdog import LOOK_S, Watchdog
+from server.engine.worker_process import WorkerProcess
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("verbatim.engine")
+
+_LOAD_SILENCE_S = 120.0  # between two tensors of a slow disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a silent worker is waited for, and how many in a row may die before a token comes."""
+
+    watchdog_s: float = 8.0
+    max_deaths: int = 5
+    first_pause_s: float = 0.5  # before the third worker; twice as long before each after that
 
 
 class WorkerClient:
@@ -42,19 +46,24 @@ class WorkerClient:
         config: WorkerConfig,
         max_waiting: int,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-        silence_limit_s: float = 10.0,
+        patience: Patience | None = None,
+        worker_module: str = "server.engine.worker",
     ) -> None:
         self.config = config
         self.max_live = config.max_num_seqs + max_waiting
         self.on_progress = on_progress
-        self.silence_limit_s = silence_limit_s  # over work, without a beat: then it is not ready
+        self.patience = patience or Patience()
+        self.worker_module = worker_module
         self.refusal: str | None = None  # why the model cannot be served, once the worker said so
         self._info: ModelInfo | None = None
         self._state = "loading"
+        self._is_draining = False
         self._stats = EngineStats()
+        self._past = EngineStats()  # what the workers before this one had counted
         self._speed = Speed()
         self._streams: dict[int, TokenStream] = {}
-        self._busy_since_s = 0.0  # when the first of the present streams began
+        self._quarantine = Quarantine()
+        self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0
         self._settled = asyncio.Event()  # ready, or never going to be
 
@@ -63,51 +72,54 @@ class WorkerClient:
         """The model, once it is loaded."""
         return self._info
 
+    @property
+    def worker_pid(self) -> int:
+        """The process id of the present worker."""
+        return self._worker.pid
+
     def stats(self) -> EngineStats:
-        """The engine's last snapshot."""
-        return self._stats
+        """The engine's last snapshot; its counts go on from one worker to the next."""
+        now, past = self._stats, self._past
+        return msgspec.structs.replace(
+            now,
+            num_steps=past.num_steps + now.num_steps,
+            num_step_tokens=past.num_step_tokens + now.num_step_tokens,
+            num_preemptions=past.num_preemptions + now.num_preemptions,
+            num_restarts=past.num_restarts,
+        )
 
     def status(self) -> EngineStatus:
-        """What is known here, and how long the worker has been silent over work."""
-        if self._state == "ready" and self._silent_s() > self.silence_limit_s:
-            return EngineStatus(is_live=True, is_ready=False, reason="the engine does not answer")
-        is_live = self._state in ("loading", "ready", "draining")
-        return EngineStatus(is_live=is_live, is_ready=self._state == "ready", reason=self._state)
+        """What is known here; the worker is not asked."""
+        is_live = self._state in ("loading", "ready", "restarting")
+        is_ready = self._state == "ready" and not self._is_draining
+        reason = "draining" if is_live and self._is_draining else self._state
+        return EngineStatus(is_live=is_live, is_ready=is_ready, reason=reason)
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Start a generation, or refuse it at once."""
+        return self.submit_choices(request, 1)[0]
+
+    def submit_choices(self, request: GenerationRequest, num_choices: int) -> list[TokenStream]:
+        """Start so many answers to one prompt, or refuse all of them at once."""
         status = self.status()
         if not status.is_ready:
             raise EngineUnavailable(f"the server cannot take requests: {status.reason}", retry_after_s=2.0)
-        if len(self._streams) >= self.max_live:
+        if len(self._streams) + num_choices > self.max_live:
+            num_outstanding = sum(stream.num_outstanding for stream in self._streams.values())
             raise EngineOverloaded(
                 f"the queue is full: {len(self._streams)} requests are running or waiting, "
                 f"the limit is {self.max_live}",
-                retry_after_s=self._seconds_to_a_place(),
+                retry_after_s=self._speed.seconds_for(num_outstanding / max(1, len(self._streams))),
             )
-        self._last_id = sequence_id = self._last_id + 1
-        self._send(Submit(sequence_id, request))  # first: what cannot be sent must not hold a place
-        if not self._streams:
-            self._busy_since_s = time.monotonic()
-        stream = TokenStream(request.max_new_tokens, lambda: self._let_go(sequence_id))
-        self._streams[sequence_id] = stream
-        return stream
+        return [
+            self._submit(msgspec.structs.replace(request, choice=choice) if choice else request)
+            for choice in range(num_choices)
+        ]
 
     async def start(self) -> None:
         """Start the worker; returns before it is ready."""
-        self._heartbeat = Heartbeat.create()
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "server.engine.worker", str(theirs.fileno())]
-        self._process = subprocess.Popen(
-            [*command, str(self._heartbeat.descriptor)],
-            pass_fds=(theirs.fileno(), self._heartbeat.descriptor),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C on the terminal is the front's to handle
-        )
-        theirs.close()
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._send(self.config)
-        self._listening = asyncio.create_task(self._listen())
+        await self._start_worker()
+        self._supervising = asyncio.create_task(self._supervise())
 
     async def wait_until_settled(self) -> None:
         """Until the model is ready, or `refusal` says why it never will be."""
@@ -115,8 +127,7 @@ class WorkerClient:
 
     def drain(self) -> None:
         """Take no more requests; those under way go on."""
-        if self._state in ("loading", "ready"):
-            self._state = "draining"
+        self._is_draining = True
 
     async def wait_until_idle(self) -> None:
         """Until no stream is left."""
@@ -132,54 +143,124 @@ class WorkerClient:
     async def stop(self) -> None:
         """Close the socket, by which the worker ends; kill it if it does not."""
         self._end("stopping", "the server is stopping")
-        self._writer.close()
-        try:
-            await asyncio.to_thread(self._process.wait, 5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        self._listening.cancel()
+        self._supervising.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._listening
-        self._heartbeat.close()
+            await self._supervising
+        await self._worker.end()
 
-    def _send(self, command: Command) -> None:
-        self._writer.write(encode(command))
+    def _submit(self, request: GenerationRequest) -> TokenStream:
+        self._last_id = sequence_id = self._last_id + 1
+        stream = TokenStream(request, lambda: self._let_go(sequence_id))
+        self._worker.send(
+            Submit(sequence_id, request, stream.progress())
+        )  # first: if it cannot be sent, it holds no place
+        self._streams[sequence_id] = stream
+        return stream
 
     def _let_go(self, sequence_id: int) -> None:
         if self._streams.pop(sequence_id, None) is not None:
-            self._send(Abort(sequence_id))
+            self._clear(sequence_id)
+            if self._state == "ready":
+                self._worker.send(Abort(sequence_id))
 
-    def _silent_s(self) -> float:
-        """How long the worker has said nothing although it has work."""
-        last_s = max(self._heartbeat.last_beat_s(), self._busy_since_s)
-        return time.monotonic() - last_s if self._streams else 0.0
+    # ---- one worker after another -------------------------------------------------------------------------
 
-    async def _listen(self) -> None:
-        """Hand every event on, until the worker is gone."""
+    async def _start_worker(self) -> None:
+        self._worker = await WorkerProcess.start(self.config, self.worker_module)
+
+    async def _supervise(self) -> None:
+        """Hand on what the worker says, and start another when it is gone, until that is of no use."""
         try:
             while True:
-                length = body_length(await self._reader.readexactly(LENGTH_BYTES))
-                self._take(event_decoder.decode(await self._reader.readexactly(length)))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            await self._lost()
+                watching = asyncio.create_task(self._watch())
+                try:
+                    async for event in self._worker.events():
+                        self._take(event)
+                finally:
+                    watching.cancel()
+                if not await self._outlive():
+                    return
         except Exception:  # a bug here must not look like an engine that is merely slow
             logger.exception("the engine's client failed")
             self._end("the engine is down", "the engine failed while generating")
 
-    async def _lost(self) -> None:
-        """The worker has closed its end: it refused its model, or it died."""
-        if self._state not in ("loading", "ready", "draining"):
-            return
-        if self._info is not None:
-            self._end("the engine is down", "the engine failed while generating")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self._process.wait, 5.0)
-        message = f"the engine worker ended with status {self._process.poll()}"
-        logger.error(message)
+    async def _watch(self) -> None:
+        """Kill a worker that is silent over its work. Its end of the socket closes, and the rest follows."""
+        watchdog = Watchdog()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            limit_s = self.patience.watchdog_s if self._state == "ready" else _LOAD_SILENCE_S
+            if self._state == "ready" and not self._streams:
+                watchdog.rest()
+            elif watchdog.is_overdue(self._worker.heartbeat.last_beat_s(), limit_s):
+                logger.error("the engine worker has been silent for over %g s: it is killed", limit_s)
+                self._worker.kill()
+                return
+
+    async def _outlive(self) -> bool:
+        """The worker is gone: start the next one, and say whether that was worth trying."""
+        worker, step_ids = self._worker, self._worker.heartbeat.step_ids()
+        was_ready, self._state = self._state == "ready", "restarting"
+        self._past, self._stats = self.stats(), EngineStats()
+        how = f"the engine worker {await worker.end()}"
         if self._info is None:
-            self.refusal = f"{message} while it loaded the model"
-            self._end("the engine is down", self.refusal)
+            self.refusal = self.refusal or f"{how} while it loaded the model"
+            self._end("the model cannot be served", self.refusal)
+            return False
+        self._num_deaths += 1
+        logger.error("%s (%d in a row); streams under way: %d", how, self._num_deaths, len(self._streams))
+        if was_ready:
+            self._condemn(self._quarantine.died([i for i in step_ids if i in self._streams]))
+        if self._num_deaths >= self.patience.max_deaths:
+            logger.error("%d engine workers died in a row: no other is started", self._num_deaths)
+            self._end("the engine is down", "the engine failed while generating")
+            return False
+        if self._num_deaths > 1:
+            await asyncio.sleep(self.patience.first_pause_s * 2 ** (self._num_deaths - 2))
+        self._past = msgspec.structs.replace(self._past, num_restarts=self._past.num_restarts + 1)
+        await self._start_worker()
+        return True
+
+    def _condemn(self, sequence_id: int | None) -> None:
+        if sequence_id is not None and (stream := self._streams.pop(sequence_id, None)) is not None:
+            logger.error("a request is ended: the engine died each time that it was computed")
+            self._num_deaths = 0  # they had their reason
+            reason = "the engine died each time that it computed this request"
+            stream.put(TokenOutput(token_id=None, finish_reason="error", error=reason))
+
+    def _resume(self, info: ModelInfo) -> None:
+        """A worker is ready: every stream goes on, the suspects one at a time."""
+        if self._info is not None and info.fingerprint != self._info.fingerprint:
+            self.refusal = "the model's files have changed: a started answer cannot be continued with others"
+            logger.error(self.refusal)
+            self._end("the model cannot be served", self.refusal)
+            self._worker.kill()
+            return
+        self._info = info
+        # The next worker gets the same memory, whatever is free then: what was accepted must fit.
+        num_tokens = info.num_blocks * info.block_size
+        self.config = msgspec.structs.replace(self.config, kv_cache_tokens=num_tokens)
+        self._state = "ready"
+        for sequence_id in self._streams:
+            if sequence_id not in self._quarantine:
+                self._hand_over(sequence_id)
+        self._try_next()
+        self._settled.set()
+
+    def _hand_over(self, sequence_id: int) -> None:
+        stream = self._streams[sequence_id]
+        self._worker.send(Submit(sequence_id, stream.request, stream.progress()))
+
+    def _try_next(self) -> None:
+        if self._state == "ready" and (sequence_id := self._quarantine.next_trial()) is not None:
+            self._hand_over(sequence_id)
+
+    def _clear(self, sequence_id: int) -> None:
+        if sequence_id in self._quarantine:
+            self._quarantine.clear(sequence_id)
+            self._try_next()
+
+    # ---- what the worker says -----------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
         match event:
@@ -189,23 +270,27 @@ class WorkerClient:
                 for sequence_id, output in news:
                     self._deliver(sequence_id, output)
             case Loading(done, total):
-                self.on_progress(done, total)
+                if self._info is None:
+                    self.on_progress(done, total)
             case Ready(info):
-                self._info = info
-                if self._state == "loading":
-                    self._state = "ready"
-                self._settled.set()
+                self._resume(info)
+            case Logged(level, message):
+                logger.log(level, "%s", message)
             case Refused(reason):
-                self.refusal = reason
-                self._end("the model cannot be served", reason)
+                if self._info is None:
+                    self.refusal = reason
+                else:
+                    logger.error("the model cannot be loaded again: %s", reason)
 
     def _deliver(self, sequence_id: int, output: TokenOutput) -> None:
         stream = self._streams.get(sequence_id)  # None: let go of, while this was on its way
         if stream is None:
             return
+        self._num_deaths = 0
         if output.finish_reason is not None:
             del self._streams[sequence_id]
         stream.put(output)
+        self._clear(sequence_id)
 
     def _end(self, state: str, reason: str) -> None:
         """No more tokens will come: every stream ends with an error."""
@@ -213,32 +298,3 @@ class WorkerClient:
         self._stats = EngineStats()
         self._settled.set()
         self.end_streams(reason)
-
-    def _seconds_to_a_place(self) -> float:
-        """How long one live stream's share of the outstanding tokens takes at the measured speed."""
-        if not self._speed.tokens_per_s:
-            return 1.0  # nothing was measured yet
-        outstanding = sum(stream.num_outstanding for stream in self._streams.values())
-        return outstanding / len(self._streams) / self._speed.tokens_per_s
-
-
-class Speed:
-    """Tokens per second while there is work: pauses of over a second count as idle."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.tokens_per_s = 0.0
-        self._clock = clock
-        self._last_s = clock()
-        self._num_tokens = 0
-        self._busy_s = 0.0
-
-    def count(self, num_tokens: int) -> None:
-        """Some tokens arrived now."""
-        now_s = self._clock()
-        self._busy_s += min(now_s - self._last_s, 1.0)
-        self._last_s = now_s
-        self._num_tokens += num_tokens
-        if self._busy_s >= 1.0:
-            measured = self._num_tokens / self._busy_s
-            self.tokens_per_s = (self.tokens_per_s + measured) / 2 if self.tokens_per_s else measured
-            self._num_tokens, self._busy_s = 0, 0.0

@@ -11,7 +11,7 @@ from tests.server.live import Live, serve
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Live]:
-    with serve(body_timeout_s=0.3, sse_comment_s=0.1) as live:
+    with serve(body_timeout_s=1.0, sse_comment_s=0.1) as live:
         yield live
 
 

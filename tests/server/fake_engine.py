@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 from itertools import count
 
+import msgspec
+
 from model.interface import ModelInfo
 from server.engine.client import (
     EngineOverloaded,
@@ -62,9 +64,12 @@ class FakeEngine:
                 self.num_aborted += 1
                 task.cancel()
 
-        stream = TokenStream(request.max_new_tokens, on_close)
+        stream = TokenStream(request, on_close)
         task = asyncio.get_running_loop().create_task(self._generate(request, stream, stream_id))
         return stream
+
+    def submit_choices(self, request: GenerationRequest, num_choices: int) -> list[TokenStream]:
+        return [self.submit(msgspec.structs.replace(request, choice=choice)) for choice in range(num_choices)]
 
     async def _generate(self, request: GenerationRequest, stream: TokenStream, stream_id: int) -> None:
         how = self.behaviour
@@ -81,7 +86,7 @@ class FakeEngine:
             stream.put(
                 TokenOutput(
                     token_id=token_id,
-                    logprob=-(index + 1) / 8,
+                    logprob=-(index + 1) / 8 / (1 + request.choice),
                     top=tuple((i, -float(i)) for i in range(request.sampling.top_n_tokens)),
                     prompt_logprobs=(-0.5,) * (len(request.prompt_ids) - 1) if wants_prompt else (),
                     finish_reason=reason,

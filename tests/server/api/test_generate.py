@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import GenerationError
 
-from server.api.schemas import GenerateAnswer, StreamEvent
+from server.api.answers import GenerateAnswer, StreamEvent
 from server.text.detokenizer import StreamText
 from tests.server.fake_engine import END_ID
 from tests.server.live import Live, eventually, parse_events

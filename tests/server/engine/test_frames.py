@@ -20,13 +20,16 @@ from server.engine.frames import (
     encode,
     event_decoder,
 )
-from server.engine.request import EngineStats, GenerationRequest, Timings, TokenOutput
+from server.engine.request import EngineStats, GenerationRequest, Progress, Timings, TokenOutput
 
 PARAMS = SamplingParams(temperature=0.1, logit_bias=((3, -1.5), (7, 100.0)), seed=2**64 - 1)
 REQUEST = GenerationRequest(
     prompt_ids=(1, 2, 3), sampling=PARAMS, max_new_tokens=5, end_ids=(0,), priority=-3
 )
-COMMANDS: list[Command] = [WorkerConfig(model_dir="d", model_id="m"), Submit(1, REQUEST), Abort(1)]
+PROGRESS = Progress(
+    arrival_s=0.1 + 0.2, token_ids=(4, 5), timings=Timings(queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+)
+COMMANDS: list[Command] = [WorkerConfig(model_dir="d", model_id="m"), Submit(1, REQUEST, PROGRESS), Abort(1)]
 
 
 @given(
@@ -41,12 +44,12 @@ def test_commands_arrive_whole_and_in_order(commands: list[Command], sizes: list
         for size in sizes:
             ours.sendall(data[:size])
             data = data[size:]
-            arrived = reader.read(wait=False)
+            arrived = reader.read()
             assert arrived is not None
             seen += arrived
     assert seen == commands
     ours.close()
-    assert reader.read(wait=True) is None
+    assert reader.read(None) is None
     theirs.close()
 
 

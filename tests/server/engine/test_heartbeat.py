@@ -8,12 +8,20 @@ import time
 from server.engine.heartbeat import Heartbeat
 
 
-def test_a_beat_is_seen_on_the_other_side() -> None:
-    ours = Heartbeat.create()
+def test_a_beat_and_a_step_are_seen_by_the_other_side() -> None:
+    ours = Heartbeat.create(3)
     theirs = Heartbeat(os.dup(ours.descriptor))
-    assert ours.last_beat_s() == 0.0, "it never began"
+    assert (ours.last_beat_s(), ours.step_ids()) == (0.0, [])
     before_s = time.monotonic()
     theirs.beat()
-    assert before_s <= ours.last_beat_s() <= time.monotonic()
-    theirs.close()
-    ours.close()
+    first_s = ours.last_beat_s()
+    assert before_s <= first_s <= time.monotonic()
+    theirs.begin_step([7, 2**40, 9])
+    assert ours.step_ids() == [7, 2**40, 9]
+    assert ours.last_beat_s() > first_s, "a step begins with a beat"
+    theirs.begin_step([8])
+    assert ours.step_ids() == [8]
+    theirs.end_step()
+    assert ours.step_ids() == []
+    for side in (theirs, ours, ours):
+        side.close()
