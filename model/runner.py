@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ class ModelRunner:
         logprobs = torch.cat(parts).flatten()
         if not torch.isfinite(logprobs).all():
             return StepOutput(error="the model's logits for the prompt hold NaN or infinity")
-        return replace(output, target_logprobs=tuple(logprobs.tolist()))
+        return msgspec.structs.replace(output, target_logprobs=tuple(logprobs.tolist()))
 
 
 def _choose_device(wish: str) -> str:

@@ -73,6 +73,8 @@ class BlockManager:
     def grow(self, block_table: list[int], num_tokens: int) -> bool:
         """Lengthen the table until it holds `num_tokens`. False, and nothing changed, if blocks are short."""
         num_missing = self._num_blocks_of(num_tokens) - len(block_table)
+        if num_missing <= 0:
+            return True
         if num_missing > self.num_free_blocks:
             return False
         for _ in range(num_missing):

@@ -1,9 +1,11 @@
-"""A model without tensors: its cache holds token ids, its next token is a checksum of all it finds there."""
+"""A model without tensors: what its cache holds at a position stands for all tokens up to there."""
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
+from itertools import accumulate
 
 from model.interface import ModelInfo, SampledToken, StepItem, StepOutput
 
@@ -11,17 +13,24 @@ VOCAB_SIZE = 50
 BLOCK_SIZE = 4
 
 
-def checksum(token_ids: Sequence[int]) -> int:
-    """The token after these."""
-    return zlib.crc32(bytes(token_ids)) % VOCAB_SIZE
+def state_after(state: int, token_id: int) -> int:
+    """What the cache holds at a token's position, after what it holds at the one before."""
+    return zlib.crc32(bytes([token_id]), state)
 
 
-def continuation(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+def chosen(states: Sequence[int], choice: int = 0) -> int:
+    """The token after positions with these states."""
+    return zlib.crc32(struct.pack(f"={len(states)}I", *states), choice) % VOCAB_SIZE
+
+
+def continuation(prompt_ids: Sequence[int], num_tokens: int, choice: int = 0) -> list[int]:
     """What the fake model generates after a prompt, computed without it."""
-    token_ids = list(prompt_ids)
+    states = list(accumulate(prompt_ids, state_after, initial=0))[1:]
+    token_ids = []
     for _ in range(num_tokens):
-        token_ids.append(checksum(token_ids))
-    return token_ids[len(prompt_ids) :]
+        token_ids.append(chosen(states, choice))
+        states.append(state_after(states[-1], token_ids[-1]))
+    return token_ids
 
 
 class FakeModel:
@@ -50,11 +59,13 @@ class FakeModel:
         )
 
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
-        """Write every item's tokens to its blocks; then read each whole sequence back."""
+        """Write every item's states to its blocks; then read each whole sequence back."""
         self.steps.append(sum(len(item.token_ids) for item in items))
         for item in items:
+            assert item.token_ids, "there is nothing to compute"
+            state = self.slots[self._slot(item, item.start - 1)] if item.start else 0
             for position, token_id in enumerate(item.token_ids, item.start):
-                self.slots[self._slot(item, position)] = token_id
+                state = self.slots[self._slot(item, position)] = state_after(state, token_id)
         return [self._output(item) for item in items]
 
     def _slot(self, item: StepItem, position: int) -> int:
@@ -68,5 +79,5 @@ class FakeModel:
             return StepOutput(target_logprobs=targets)
         self.forbidden_ids.append(item.sample.forbidden_ids)
         held = [self.slots[self._slot(item, p)] for p in range(item.start + len(item.token_ids))]
-        token = SampledToken(token_id=checksum(held), logprob=-float(len(held)))
+        token = SampledToken(token_id=chosen(held, item.sample.choice), logprob=-float(len(held)))
         return StepOutput(token=token, target_logprobs=targets)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from model.sampling.sampling_params import SamplingParams
 from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
-from server.engine.request import GenerationRequest, TokenOutput
+from server.engine.request import GenerationRequest, Progress, Timings, TokenOutput
 from server.engine.scheduler import Scheduler
-from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, checksum, continuation
+from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, continuation
 
 
 def make_engine(num_blocks: int = 64, max_batch_tokens: int = 16, max_num_seqs: int = 4) -> Engine:
@@ -239,4 +239,125 @@ def test_the_fake_model_notices_a_wrong_block_table() -> None:
     engine.step()
     engine.scheduler.running[0].block_table.reverse()
     [(_, output)] = engine.step()
-    assert output.token_id != checksum([1, 2, 3, 4, 5, *continuation((1, 2, 3, 4, 5), 1)])
+    assert output.token_id != continuation((1, 2, 3, 4, 5), 2)[1]
+
+
+def cached_tokens(outputs: list[TokenOutput]) -> int:
+    timings = outputs[0].timings
+    assert timings is not None
+    return timings.cached_tokens
+
+
+def test_a_prompt_is_computed_once() -> None:
+    """Its full blocks, that is; and the last token always, since its logits are needed."""
+    engine = make_engine()
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    prompt = tuple(range(16))
+    expected = continuation(prompt, 3)
+    for sequence_id, num_cached in ((1, 0), (2, 12)):
+        model.steps.clear()
+        engine.add(sequence_id, request(prompt, 3))
+        outputs = finish(engine)[sequence_id]
+        assert ids_of(outputs) == expected
+        assert cached_tokens(outputs) == num_cached
+        assert model.steps == [16 - num_cached, 1, 1]
+
+
+def test_tenants_do_not_see_each_others_prompts() -> None:
+    engine = make_engine()
+    for sequence_id, tenant, num_cached in ((1, 0, 0), (2, 1, 0), (3, 0, 12), (4, 1, 12)):
+        engine.add(sequence_id, request(tuple(range(16)), 1, tenant=tenant))
+        assert cached_tokens(finish(engine)[sequence_id]) == num_cached
+
+
+def test_choices_compute_their_prompt_once_and_share_its_blocks() -> None:
+    engine = make_engine(max_batch_tokens=64)
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    prompt = tuple(range(18))
+    for choice in range(4):
+        engine.add(1 + choice, request(prompt, 3, choice=choice))
+    outputs: dict[int, list[TokenOutput]] = defaultdict(list)
+    for _ in range(2):
+        for sequence_id, output in engine.step():
+            outputs[sequence_id].append(output)
+    assert model.steps == [18, 1 + 3 * 2], "the others compute what is beyond the prompt's full blocks"
+    assert engine.stats().num_free_blocks == 64 - 4 - 4
+    for sequence_id, others in finish(engine).items():
+        outputs[sequence_id] += others
+    for choice in range(4):
+        assert ids_of(outputs[1 + choice]) == continuation(prompt, 3, choice)
+
+
+def test_choices_do_not_wait_for_one_that_is_gone() -> None:
+    engine = make_engine()
+    for choice in range(3):
+        engine.add(1 + choice, request((1, 2), 3, choice=choice))
+    engine.abort(2)
+    engine.abort(1)
+    assert ids_of(finish(engine)[3]) == continuation((1, 2), 3, 2)
+
+
+def test_keys_take_turns_within_a_priority() -> None:
+    engine = make_engine(max_num_seqs=1)
+    for sequence_id, tenant in ((1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2)):
+        engine.add(sequence_id, request((7,), 2, tenant=tenant))
+    engine.add(7, request((7,), 2, tenant=0, priority=1))
+    order = list(dict.fromkeys(sequence_id for _ in range(14) for sequence_id, _ in engine.step()))
+    assert order == [7, 4, 6, 1, 5, 2, 3]
+
+
+def test_a_larger_priority_takes_the_place_of_a_smaller_one() -> None:
+    engine = make_engine(max_num_seqs=2)
+    for sequence_id in (1, 2):
+        engine.add(sequence_id, request((sequence_id,), 10))
+    engine.step()
+    engine.add(3, request((3,), 10, priority=1))
+    assert sorted(sequence_id for sequence_id, _ in engine.step()) == [1, 3]
+    outputs = finish(engine)
+    assert len(outputs[2]) == 9, "it went on when a place was free"
+    assert engine.stats().num_preemptions == 1
+
+
+def test_each_running_sequence_has_a_token_in_every_step() -> None:
+    """However long the prompts of those before it are; so has the first of the waiting ones."""
+    engine = make_engine(num_blocks=200, max_batch_tokens=8, max_num_seqs=4)
+    for sequence_id in (1, 2, 3):
+        engine.add(sequence_id, request((sequence_id,) * 100, 5))
+    engine.add(4, request((4,), 5))
+    for num_running in (1, 2, 3, 4):
+        news = engine.step()
+        assert len(engine.scheduler.running) == num_running, "one more in each step"
+    assert [sequence_id for sequence_id, _ in news] == [4]
+    assert [sequence_id for sequence_id, _ in engine.step()] == [4]
+
+
+def test_a_generation_goes_on_in_another_engine() -> None:
+    expected = continuation((1, 2, 3), 10)
+    progress = Progress(
+        arrival_s=-5.0,
+        token_ids=tuple(expected[:4]),
+        timings=Timings(queue_s=1.0, prefill_s=2.0, decode_s=0.5, cached_tokens=4),
+    )
+    engine = make_engine()
+    engine.add(9, request((1, 2, 3), 10, wants_prompt_logprobs=True), progress)
+    outputs = finish(engine)[9]
+    assert ids_of(outputs) == expected[4:]
+    assert outputs[-1].finish_reason == "length"
+    assert not any(output.prompt_logprobs for output in outputs), "they were told before"
+    timings = outputs[0].timings
+    assert timings is not None
+    assert (timings.queue_s, timings.prefill_s, timings.cached_tokens) == (1.0, 2.0, 4)
+
+
+def test_the_blocks_of_a_failed_sequence_are_not_found_again() -> None:
+    engine = make_engine()
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    model.fails_on = 33
+    engine.add(1, request((*range(8), 33), 5))
+    engine.add(2, request(tuple(range(4)), 1))
+    finish(engine)
+    engine.add(3, request(tuple(range(12)), 1))
+    assert cached_tokens(finish(engine)[3]) == 4, "what the other one computed, too"
