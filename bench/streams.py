@@ -168,13 +168,13 @@ class Bench:
             self._runs[name] += [self._both_ways(server, load) for _ in range(load.num_runs)]
         front_bytes, worker_bytes = server.resident_bytes()
         info = self._inside.info
-        cache_bytes = info.num_blocks * info.block_size * info.kv_bytes_per_token
+        weights_and_cache = info.memory.weight_bytes + info.memory.kv_cache_bytes
         for name, value in {
             "start_s": server.start_s,
             "health_per_s": self._client.submit(health_per_s, server.address, HEALTH_S).result(),
             "front_mb": front_bytes / 1e6,
             "worker_mb": worker_bytes / 1e6,
-            "worker_over_weights_and_cache": worker_bytes / (info.weight_bytes + cache_bytes),
+            "worker_over_weights_and_cache": worker_bytes / weights_and_cache,
         }.items():
             self._samples[name].append(value)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_PIECE_BYTES = 8 * 2**20  # well below the threshold from which glibc maps each allocation by itself
 
 
 def keep_freed_memory() -> None:
@@ -16,4 +19,11 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that glibc takes
-        mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # so is this
+
+
+def reserve(num_bytes: int, device: torch.device) -> None:
+    """Bring so much into memory and free it: the allocator, glibc's or the GPU's, keeps it for the steps."""
+    pieces = -(-num_bytes // _PIECE_BYTES)
+    held = [torch.empty(_PIECE_BYTES, dtype=torch.uint8, device=device).fill_(0) for _ in range(pieces)]
+    del held

@@ -16,6 +16,29 @@ from model.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What a model takes of its device's memory, in bytes; all of it is taken before the first request."""
+
+    base_bytes: int  # interpreter and libraries, measured; 0 on a GPU, of whose memory they take none
+    weight_bytes: int  # parameters, shared ones once, and the tables of positions
+    kv_bytes_per_token: int
+    kv_cache_tokens: int  # of all sequences together
+    step_bytes: int  # the temporaries of the largest step
+    free_bytes: int  # what could be taken when this was planned, `base_bytes` being taken already
+    num_sequences: tuple[tuple[int, int], ...]  # (a length in tokens, how many so long the cache holds)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The keys and values of all tokens."""
+        return self.kv_cache_tokens * self.kv_bytes_per_token
+
+    @property
+    def total_bytes(self) -> int:
+        """What the process takes, or on a GPU its part there."""
+        return self.base_bytes + self.weight_bytes + self.kv_cache_bytes + self.step_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What a loaded model is, and how much it can hold. Sizes in tokens, blocks or bytes as named."""
 
@@ -24,15 +47,14 @@ class ModelInfo:
     dtype: str
     device: str
     kernels: str
-    fingerprint: str  # SHA-256 over configuration, tokenizer and weights, in hexadecimal
+    fingerprint: str  # SHA-256 over configuration, tokenizer and weights, in hexadecimal; "" if only planned
     num_parameters: int
-    weight_bytes: int
     vocab_size: int
     max_positions: int  # the longest sequence, prompt and output together
     end_token_ids: tuple[int, ...]  # the model's own: choosing one of them ends an answer
     block_size: int  # tokens in a block of the KV cache
     num_blocks: int
-    kv_bytes_per_token: int
+    memory: MemoryPlan
 
     @property
     def max_total_tokens(self) -> int:

@@ -25,6 +25,8 @@ KEY_TILE = 64  # positions in a key tile: the grain of attention's sums; a multi
 class KVCache:
     """Keys and values, [num_layers, num_kv_heads, num_blocks, BLOCK_SIZE, head_dim] each, zeroed at start.
 
+    Zeros are written, not only promised by the system: no page of the cache can be missing later.
+
     head_dim is padded with zeros to whole vectors (see linear.py); those that models have need none.
     """
 
@@ -36,15 +38,15 @@ class KVCache:
             config.num_kv_heads,
             num_blocks,
             BLOCK_SIZE,
-            _padded_size(config.head_dim),
+            padded_size(config.head_dim),
         )
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = torch.empty(shape, dtype=dtype, device=device).fill_(0)
+        self.values = torch.empty(shape, dtype=dtype, device=device).fill_(0)
 
     @staticmethod
     def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
         """Bytes that one position takes, over all layers."""
-        return 2 * config.num_layers * config.num_kv_heads * _padded_size(config.head_dim) * dtype.itemsize
+        return 2 * config.num_layers * config.num_kv_heads * padded_size(config.head_dim) * dtype.itemsize
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Put rows k, v: [num_tokens, num_kv_heads, head_dim] at slots, block id * BLOCK_SIZE + offset."""
@@ -64,5 +66,6 @@ class KVCache:
         return keys, values
 
 
-def _padded_size(head_dim: int) -> int:
+def padded_size(head_dim: int) -> int:
+    """What a head takes in the cache."""
     return -(-head_dim // VECTOR) * VECTOR

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import DecoderConfig
 from model.decoder import Decoder, build_empty
@@ -31,6 +32,18 @@ class LoadError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder whose configuration and header of weights were read: what it holds, without the weights."""
+
+    path: Path
+    model_type: str
+    family: Family
+    decoder: Decoder  # its parameters have shapes, but no memory
+    dtype: torch.dtype  # that they shall have
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A decoder ready to run, and what its folder said."""
 
@@ -41,37 +54,55 @@ class LoadedModel:
     fingerprint: str
 
 
-def load(
-    folder: Path,
-    dtype: str = "auto",
-    device: torch.device | str = "cpu",
-    on_progress: Progress = lambda done, total: None,
-) -> LoadedModel:
-    """Load a model folder.
+def open_folder(path: Path, dtype: str = "auto") -> ModelFolder:
+    """Read all of a model folder but its weights.
 
     dtype: `auto` (as stored), `float32` or `bfloat16`. Raises `LoadError`.
     """
-    config_json = _read_json(folder / "config.json")
-    family, config = _translate(config_json, folder / "config.json")
-    decoder = build_empty(config)
+    config_json = _read_json(path / "config.json")
+    family, config = _translate(config_json, path / "config.json")
+    with _open_weights(path) as file:
+        stored = _stored_dtype(file, path / WEIGHTS)
+    return ModelFolder(
+        path=path,
+        model_type=str(config_json["model_type"]),
+        family=family,
+        decoder=build_empty(config),
+        dtype=stored if dtype == "auto" else DTYPES[dtype],
+        end_token_ids=_end_token_ids(path, config_json, config),
+    )
+
+
+def load(
+    folder: ModelFolder,
+    device: torch.device | str = "cpu",
+    on_progress: Progress = lambda done, total: None,
+) -> LoadedModel:
+    """Fill the folder's decoder with its weights. Raises `LoadError`."""
+    with _open_weights(folder.path) as file:
+        _fill(folder, file, torch.device(device), on_progress)
+    # What is computed, not stored (the tables of positions), was made on the CPU.
+    folder.decoder.to(device).eval().requires_grad_(False)
+    return LoadedModel(
+        decoder=folder.decoder,
+        model_type=folder.model_type,
+        dtype=folder.dtype,
+        end_token_ids=folder.end_token_ids,
+        fingerprint=fingerprint(folder.path),
+    )
+
+
+@contextmanager
+def _open_weights(folder: Path) -> Iterator[Any]:
+    """The folder's weights; what is wrong with them, here or in the block, is a `LoadError`."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise LoadError(f"{path.name}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            wanted = _stored_dtype(file, path) if dtype == "auto" else DTYPES[dtype]
-            _fill(decoder, family, file, path, wanted, torch.device(device), on_progress)
+            yield file
     except (SafetensorError, OSError) as error:
         raise LoadError(f"{path.name}: {error}") from error
-    # What is computed, not stored (the tables of positions), was made on the CPU.
-    decoder.to(device).eval().requires_grad_(False)
-    return LoadedModel(
-        decoder=decoder,
-        model_type=str(config_json["model_type"]),
-        dtype=wanted,
-        end_token_ids=_end_token_ids(folder, config_json, config),
-        fingerprint=fingerprint(folder),
-    )
 
 
 def fingerprint(folder: Path) -> str:
@@ -128,23 +159,16 @@ def _stored_dtype(file: Any, path: Path) -> torch.dtype:
     return torch.bfloat16 if stored == {"BF16"} else torch.float32
 
 
-def _fill(
-    decoder: Decoder,
-    family: Family,
-    file: Any,
-    path: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    on_progress: Progress,
-) -> None:
+def _fill(folder: ModelFolder, file: Any, device: torch.device, on_progress: Progress) -> None:
     """Give every parameter its tensor, one at a time, straight in its dtype and on its device."""
+    decoder, path = folder.decoder, folder.path / WEIGHTS
     owners = _parameter_owners(decoder)
     missing = set(owners)
     done, total = 0, path.stat().st_size
     for stored_name in file.keys():  # noqa: SIM118
         tensor = file.get_tensor(stored_name)
         done += tensor.nbytes
-        for name, part in family.parameters(stored_name, tensor):
+        for name, part in folder.family.parameters(stored_name, tensor):
             if name not in owners:
                 raise LoadError(f"{path.name}: tensor {stored_name!r} has no place in this model")
             expected = decoder.get_parameter(name).shape
@@ -155,7 +179,7 @@ def _fill(
                 )
             if not torch.isfinite(part).all():
                 raise LoadError(f"{path.name}: tensor {stored_name!r} holds NaN or infinity")
-            parameter = nn.Parameter(part.to(device, dtype), requires_grad=False)
+            parameter = nn.Parameter(part.to(device, folder.dtype), requires_grad=False)
             for module, attribute in owners[name]:
                 setattr(module, attribute, parameter)
             missing.discard(name)
@@ -176,7 +200,6 @@ def _parameter_owners(decoder: Decoder) -> dict[str, list[tuple[nn.Module, str]]
     return owners
 
 
-def count_parameters(decoder: Decoder) -> tuple[int, int]:
-    """Parameters and their bytes, shared ones once."""
-    held: list[Tensor] = list(decoder.parameters())
-    return sum(t.numel() for t in held), sum(t.nbytes for t in held)
+def count_parameters(decoder: Decoder) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in decoder.parameters())

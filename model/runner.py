@@ -5,28 +5,27 @@ Decides how a step is computed; which sequences are in it, the engine decides.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import psutil
 import torch
 from torch import Tensor
 
-from model.allocator import keep_freed_memory
+from model.allocator import keep_freed_memory, reserve
 from model.attention import PagedAttention
 from model.batch import ForwardBatch
+from model.config import DecoderConfig
+from model.decoder import Decoder
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
-from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache
+from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
-from model.loader import LoadedModel, LoadError, Progress, count_parameters, load
+from model.loader import LoadError, ModelFolder, Progress, count_parameters, load, open_folder
+from model.machine import free_bytes, num_cores, resident_bytes
+from model.plan import max_pairs, plan_memory
 from model.sampling.sampler import Sampler
-
-# The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
-# (at 8 MB a step of 32 sequences took three times as long as at 2), on a GPU they fill it.
-GROUP_KEY_BYTES = {"cpu": 2 * 2**20, "cuda": 128 * 2**20}
+from model.sampling.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +37,7 @@ class RunnerOptions:
     device: str = "auto"  # cuda where there is one, else cpu
     num_threads: int = 0  # of the CPU's matrix products; 0: all cores but one, which the front needs
     kv_cache_tokens: int = 0  # 0: `max_num_seqs` sequences of full length, or what memory allows
+    max_batch_tokens: int = 512
     max_num_seqs: int = 32
 
 
@@ -56,40 +56,28 @@ class ModelRunner:
 
         `on_layer` is called before each layer of each step: whoever watches sees that a long step goes on.
         """
-        keep_freed_memory()
-        device = torch.device(_choose_device(options.device))
-        torch.set_num_threads(options.num_threads or max(1, _num_cores() - 1))
-        loaded = load(folder, options.dtype, device, on_progress)
+        prepared = _prepare(folder, options)
+        loaded = load(prepared.folder, prepared.device, on_progress)
         for layer in (*loaded.decoder.layers, loaded.decoder.output):
             layer.register_forward_pre_hook(lambda *_: on_layer())
-        return cls(loaded, options.model_id, _num_blocks(loaded, options, device), device)
+        runner = cls(loaded.decoder, replace(prepared.info, fingerprint=loaded.fingerprint))
+        reserve(prepared.info.memory.step_bytes, prepared.device)
+        return runner
 
-    def __init__(self, loaded: LoadedModel, model_id: str, num_blocks: int, device: torch.device) -> None:
-        config = loaded.decoder.config
-        self.decoder = loaded.decoder
-        self.device = device
+    @staticmethod
+    def plan(folder: Path, options: RunnerOptions) -> ModelInfo:
+        """What `load` would give, but for the fingerprint: no weights are read. Raises `LoadError`."""
+        return _prepare(folder, options).info
+
+    def __init__(self, decoder: Decoder, info: ModelInfo) -> None:
+        config = decoder.config
+        self.decoder = decoder
+        self.device = torch.device(info.device)
         self.sampler = Sampler()
-        self.cache = KVCache(config, num_blocks, loaded.dtype, device)
+        self.cache = KVCache(config, info.num_blocks, getattr(torch, info.dtype), self.device)
         self.group_size = config.num_heads // config.num_kv_heads
-        key_tile_bytes = config.num_kv_heads * KEY_TILE * config.head_dim * torch.float32.itemsize
-        self.max_pairs = max(1, GROUP_KEY_BYTES[device.type] // key_tile_bytes)
-        num_parameters, weight_bytes = count_parameters(loaded.decoder)
-        self._info = ModelInfo(
-            model_id=model_id,
-            model_type=loaded.model_type,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=str(device),
-            kernels="torch",
-            fingerprint=loaded.fingerprint,
-            num_parameters=num_parameters,
-            weight_bytes=weight_bytes,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            end_token_ids=loaded.end_token_ids,
-            block_size=BLOCK_SIZE,
-            num_blocks=num_blocks,
-            kv_bytes_per_token=KVCache.bytes_per_token(config, loaded.dtype),
-        )
+        self.max_pairs = max_pairs(config, self.device.type)
+        self._info = info
 
     @property
     def info(self) -> ModelInfo:
@@ -136,37 +124,91 @@ class ModelRunner:
         return msgspec.structs.replace(output, target_logprobs=tuple(logprobs.tolist()))
 
 
+_TINY = DecoderConfig(
+    vocab_size=256,
+    hidden_size=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    feed_forward_size=256,
+    max_positions=64,
+    positions="sinusoidal",
+    norm="layer_norm",
+    norm_placement="post",
+    activation="gelu",
+    is_gated=False,
+    has_attention_bias=True,
+    has_feed_forward_bias=True,
+    is_output_tied=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A folder, and all that can be said of its model before it is loaded."""
+
+    folder: ModelFolder
+    device: torch.device
+    info: ModelInfo
+
+
+def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
+    """Everything before the weights: the process set up, the folder opened, the memory divided."""
+    keep_freed_memory()
+    device = torch.device(_choose_device(options.device))
+    torch.set_num_threads(options.num_threads or max(1, num_cores() - 1))
+    folder = open_folder(path, options.dtype)
+    memory = plan_memory(
+        folder.decoder,
+        folder.dtype,
+        device.type,
+        kv_cache_tokens=options.kv_cache_tokens,
+        max_batch_tokens=options.max_batch_tokens,
+        max_num_seqs=options.max_num_seqs,
+        base_bytes=_base_bytes(folder.dtype) if device.type == "cpu" else 0,
+        free_bytes=free_bytes(device),
+    )
+    config = folder.decoder.config
+    info = ModelInfo(
+        model_id=options.model_id,
+        model_type=folder.model_type,
+        dtype=str(folder.dtype).removeprefix("torch."),
+        device=str(device),
+        kernels="torch",
+        fingerprint="",
+        num_parameters=count_parameters(folder.decoder),
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        end_token_ids=folder.end_token_ids,
+        block_size=BLOCK_SIZE,
+        num_blocks=memory.kv_cache_tokens // BLOCK_SIZE,
+        memory=memory,
+    )
+    return _Prepared(folder, device, info)
+
+
+def _base_bytes(dtype: torch.dtype) -> int:
+    """What the process holds before there is a model: the interpreter and its libraries.
+
+    Much of a library comes into memory with its first use. So a decoder of a few numbers makes a step first.
+    """
+    device = torch.device("cpu")
+    decoder = Decoder(_TINY).to(dtype).eval().requires_grad_(False)
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    ids = [0] * 2 * ROW_BLOCK
+    batch = ForwardBatch.build([StepItem(token_ids=ids, start=0, block_table=range(2))], 8, device)
+    attend = PagedAttention(batch, KVCache(_TINY, 2, dtype, device), 1)
+    logits = decoder(batch.token_ids, batch.positions, attend)
+    wish = SampleRequest(params=SamplingParams(top_p=0.5), token_ids=ids, num_prompt_tokens=len(ids))
+    Sampler().sample(logits[-1:], [wish])
+    return resident_bytes()
+
+
 def _choose_device(wish: str) -> str:
     if wish == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wish == "cuda" and not torch.cuda.is_available():
         raise LoadError("device is 'cuda', but this machine or this build of torch has none")
     return wish
-
-
-def _num_blocks(loaded: LoadedModel, options: RunnerOptions, device: torch.device) -> int:
-    """How many blocks the cache gets: what was asked for, or what suits, within half of the free memory."""
-    config = loaded.decoder.config
-    block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, loaded.dtype)
-    num_affordable = _free_bytes(device) // 2 // block_bytes
-    if options.kv_cache_tokens:
-        num_blocks = -(-options.kv_cache_tokens // BLOCK_SIZE)
-        if num_blocks > 2 * num_affordable:
-            raise LoadError(
-                f"kv_cache_tokens is {options.kv_cache_tokens}, which takes "
-                f"{num_blocks * block_bytes:,} bytes; {_free_bytes(device):,} are free"
-            )
-        return num_blocks
-    num_blocks = options.max_num_seqs * -(-config.max_positions // BLOCK_SIZE)
-    return max(1, min(num_blocks, num_affordable))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def _num_cores() -> int:
-    """The cores that this process may use, as far as the system can say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,18 +6,16 @@ Decides what is built and in which order; what it is built from, settings.py say
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import msgspec
 import typer
 import uvicorn
-from pydantic.fields import FieldInfo
 
 from server import console, logs
 from server.api.body import parse_body
@@ -26,16 +24,22 @@ from server.api.generation import Generation
 from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
-from server.engine.frames import WorkerConfig
+from server.commands.plan import plan
+from server.commands.shared import (
+    ENGINE_SETTINGS,
+    SERVER_SETTINGS,
+    fail,
+    model_folder,
+    with_settings,
+    worker_config,
+)
 from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.protocol import bounded_protocol
-from server.settings import Settings, SettingsError, load_settings, unknown_variables
+from server.settings import Settings, unknown_variables
 from server.shutdown import DrainingServer
 from server.text.tokenizer import Tokenizer
-
-EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "weights"  # beside the packages, installed or not
 
 
 def main() -> None:
@@ -51,6 +55,7 @@ def main() -> None:
     command.callback()(options)
     command.command()(serve)
     command.command()(generate)
+    command.command()(plan)
     command()
 
 
@@ -65,62 +70,10 @@ def options(
         raise typer.Exit
 
 
-def _fail(message: str) -> NoReturn:
-    console.say_error(message)
-    raise typer.Exit(2)
-
-
-# ---- flags ------------------------------------------------------------------------------------------------
-
-
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """A setting as a flag: its name, type, default and line of why are those of settings.py."""
-    default = "" if field.default in (None, ()) else f" (default: {field.default})"
-    option = typer.Option(
-        f"--{name.replace('_', '-')}", help=f"{field.description}{default}", show_default=False
-    )
-    kind: Any = str if name in ("config", "api_keys") else field.annotation
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
-
-
-def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each of these settings, and hand it the `Settings` that result."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def run(**given: Any) -> None:
-            flags = {name: value for name in names if (value := given.pop(name)) is not None}
-            try:
-                settings = load_settings(**flags)
-            except SettingsError as error:
-                _fail(str(error))
-            command(settings, **given)
-
-        own = [
-            p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"
-        ]
-        flags = [_option(name, Settings.model_fields[name]) for name in names]
-        signature = inspect.Signature([*own, *flags])
-        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
-        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        run.__doc__, run.__name__ = command.__doc__, command.__name__
-        return run
-
-    return decorate
-
-
-_ENGINE_SETTINGS = (
-    "config", "dtype", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens", "max_num_seqs",
-    "watchdog_s", "max_worker_deaths",
-)  # fmt: skip
-_SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *_ENGINE_SETTINGS))
-
-
 # ---- serve ------------------------------------------------------------------------------------------------
 
 
-@with_settings(*_ENGINE_SETTINGS, *_SERVER_SETTINGS)
+@with_settings(*ENGINE_SETTINGS, *SERVER_SETTINGS)
 def serve(
     settings: Settings,
     model_dir: Annotated[
@@ -132,7 +85,7 @@ def serve(
     logs.install(settings.log_format, settings.log_level)
     for sentence in unknown_variables():
         logging.getLogger("verbatim").warning(sentence)
-    folder = _model_folder(model_dir, settings)
+    folder = model_folder(model_dir, settings)
     as_text = logs.is_text(settings.log_format)
     loading = console.LoadingBar(as_text=as_text)
     client = _client(settings, folder, loading.show)
@@ -167,7 +120,7 @@ def serve(
 
     asyncio.run(run())
     if client.info is None and client.refusal is not None:
-        _fail(client.refusal)
+        fail(client.refusal)
 
 
 def _address(server: uvicorn.Server, settings: Settings) -> str:
@@ -180,7 +133,7 @@ def _address(server: uvicorn.Server, settings: Settings) -> str:
 # ---- generate ---------------------------------------------------------------------------------------------
 
 
-@with_settings(*_ENGINE_SETTINGS)
+@with_settings(*ENGINE_SETTINGS)
 def generate(
     settings: Settings,
     prompt: Annotated[str, typer.Argument(help="the text to go on from")],
@@ -208,16 +161,16 @@ def generate(
         "seed": seed,
         "stop": stop or None,
     }
-    folder = _model_folder(model_dir, settings)
+    folder = model_folder(model_dir, settings)
     try:
         prompt.encode()
         asyncio.run(_generate(settings, folder, {"inputs": prompt, "parameters": wishes}))
     except UnicodeEncodeError:
-        _fail("the prompt is not valid UTF-8")
+        fail("the prompt is not valid UTF-8")
     except BrokenPipeError:
         raise  # the reader has what it wanted, as `head` has: typer ends without a word
     except (ApiError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -228,7 +181,7 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
     try:
         await client.wait_until_settled()
         if client.refusal is not None:
-            _fail(client.refusal)
+            fail(client.refusal)
         front = Front(
             settings=settings,
             client=client,
@@ -254,30 +207,13 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
 # ---- what both need ---------------------------------------------------------------------------------------
 
 
-def _model_folder(given: Path | None, settings: Settings) -> Path:
-    folder = (given or settings.model_dir or EMBEDDED_MODEL).resolve()
-    if not folder.is_dir():
-        _fail(f"{given or settings.model_dir}: there is no such folder")
-    return folder
-
-
 def _tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer(folder)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _client(settings: Settings, folder: Path, on_progress: Callable[[int, int], None]) -> WorkerClient:
-    config = WorkerConfig(
-        model_dir=str(folder),
-        model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else folder.name,
-        dtype=settings.dtype,
-        device=settings.device,
-        num_threads=settings.num_threads,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_num_seqs=settings.max_num_seqs,
-    )
     patience = Patience(watchdog_s=settings.watchdog_s, max_deaths=settings.max_worker_deaths)
-    return WorkerClient(config, settings.max_waiting, on_progress, patience)
+    return WorkerClient(worker_config(settings, folder), settings.max_waiting, on_progress, patience)

@@ -1,6 +1,6 @@
 """What an operator sees on the terminal: a bar while weights load, a panel when the model is ready, an error.
 
-Decides nothing; says it on standard error, so that standard output holds answers alone.
+Decides nothing; says it on standard error, so that standard output holds answers alone: a story, or a plan.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ def say_error(message: str) -> None:
 
 def announce(info: ModelInfo, address: str, took_s: float, *, as_text: bool) -> None:
     """Say what is served and where: a panel for a reader, a line of JSON for a machine."""
-    num_tokens = info.num_blocks * info.block_size
+    memory = info.memory
     facts = {
         "model": f"{info.model_id} ({info.model_type})",
-        "parameters": f"{info.num_parameters / 1e6:,.1f} M, {info.dtype}, {info.weight_bytes / 1e6:,.0f} MB",
+        "parameters": f"{info.num_parameters / 1e6:,.1f} M, {info.dtype}, {_mb(memory.weight_bytes)}",
         "runs on": f"{info.device}, kernels: {info.kernels}",
-        "KV cache": f"{num_tokens:,} tokens, {num_tokens * info.kv_bytes_per_token / 1e6:,.0f} MB",
+        "KV cache": f"{memory.kv_cache_tokens:,} tokens, {_mb(memory.kv_cache_bytes)}",
+        "memory": f"{_mb(memory.total_bytes)}: these, {_mb(memory.step_bytes)} for a step, "
+        f"{_mb(memory.base_bytes)} of libraries",
         "context": f"{info.max_total_tokens:,} tokens",
         "fingerprint": info.fingerprint[:16],
         "address": address,
@@ -41,6 +43,38 @@ def announce(info: ModelInfo, address: str, took_s: float, *, as_text: bool) -> 
     for name, fact in facts.items():
         table.add_row(f"[dim]{name}[/]", fact)
     Console(stderr=True).print(Panel(table, title="[bold]Verbatim[/]", title_align="left", expand=False))
+
+
+def show_plan(info: ModelInfo, max_batch_tokens: int, max_num_seqs: int) -> None:
+    """Say, on standard output, what a model takes and how much it holds."""
+    memory = info.memory
+    title = f"{info.model_id} ({info.model_type}), {info.dtype}, {info.device}"
+    table = Table("memory", title=title, title_justify="left")
+    table.add_column("MB", justify="right")
+    table.add_column("why")
+    for name, num_bytes, why in (
+        ("interpreter, libraries", memory.base_bytes, "measured now"),
+        ("weights", memory.weight_bytes, f"{info.num_parameters:,} parameters, tables of positions"),
+        (
+            "KV cache",
+            memory.kv_cache_bytes,
+            f"{memory.kv_cache_tokens:,} tokens of {memory.kv_bytes_per_token:,} bytes",
+        ),
+        ("a step's buffers", memory.step_bytes, f"{max_batch_tokens} tokens, {max_num_seqs} sequences"),
+        ("sum", memory.total_bytes, f"{_mb(memory.free_bytes)} are free, beside the first line"),
+    ):
+        table.add_row(name, f"{num_bytes / 1e6:,.1f}", why)
+    sequences = Table("tokens of a sequence")
+    sequences.add_column("so many fit at once", justify="right")
+    for length, num_sequences in memory.num_sequences:
+        sequences.add_row(f"{length:,}", f"{num_sequences:,}")
+    console = Console()
+    console.print(table)
+    console.print(sequences)
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
 
 
 class LoadingBar:

@@ -99,7 +99,7 @@ class Door:
 
 
 SEAM = ("model.interface", "model.sampling.sampling_params")
-LOADERS = ("server/cli.py", "server/engine/worker.py")
+LOADERS = ("server/cli.py", "server/engine/worker.py", "server/engine/planner.py")
 SERIALIZERS = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 CONCURRENCY = ("asyncio", "threading", "multiprocessing", "concurrent", "anyio")
 DOORS = [

@@ -28,12 +28,12 @@ from server.api.answers import (
     DetokenizeAnswer,
     ErrorAnswer,
     GenerateAnswer,
-    InfoAnswer,
     StatusAnswer,
     StreamDetails,
     StreamEvent,
     TextToken,
 )
+from server.api.info import InfoAnswer, MemoryAnswer
 from server.api.schemas import GenerateBody, TextParameters
 from server.api.translate import translate
 from server.app import create_app
@@ -176,8 +176,12 @@ def test_the_parameters_their_bounds_and_their_absence_are_those_of_the_code(
     compare(table(HTTP, "Parameters not supported yet"), [row for row in expected if row[0] in refused])
 
 
-@pytest.mark.parametrize(("heading", "shape"), [("Details", Details), ("Info", InfoAnswer)])
-def test_the_fields_of_an_answer_are_documented(heading: str, shape: type[Details | InfoAnswer]) -> None:
+@pytest.mark.parametrize(
+    ("heading", "shape"), [("Details", Details), ("Info", InfoAnswer), ("Memory", MemoryAnswer)]
+)
+def test_the_fields_of_an_answer_are_documented(
+    heading: str, shape: type[Details | InfoAnswer | MemoryAnswer]
+) -> None:
     compare(table(HTTP, heading), fields(shape.model_json_schema(mode="serialization")["properties"]))
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from model.loader import count_parameters, load
+from model.loader import count_parameters, load, open_folder
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def test_the_card_tells_what_is_in_the_folder() -> None:
-    loaded = load(WEIGHTS)
+    loaded = load(open_folder(WEIGHTS))
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    num_parameters, num_bytes = count_parameters(loaded.decoder)
-    assert f"{num_parameters:,} in bfloat16, {num_bytes / 1e6:.1f} MB" in card
+    num_parameters = count_parameters(loaded.decoder)
+    assert f"{num_parameters:,} in bfloat16, {2 * num_parameters / 1e6:.1f} MB" in card
     assert loaded.fingerprint in card
     assert loaded.end_token_ids == (0,)
     assert (WEIGHTS / "model.safetensors").stat().st_size <= 40e6
@@ -51,6 +51,6 @@ def test_the_recipe_runs_resumes_and_ends_in_a_folder_that_loads(tmp_path: Path)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2], "the second run went on from the first"
     assert all(record["bits_per_byte"] > 0 for record in records)
-    loaded = load(out)
-    assert loaded.decoder.config == load(WEIGHTS).decoder.config
+    loaded = load(open_folder(out))
+    assert loaded.decoder.config == load(open_folder(WEIGHTS)).decoder.config
     assert (out / "loss.png").stat().st_size > 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from huggingface_hub import InferenceClient
 from text_generation import Client
@@ -133,6 +134,37 @@ def test_it_says_what_it_serves(server: Server) -> None:
     assert info["max_total_tokens"] == 512
     assert len(info["fingerprint"]) == 64
     assert server.http.get("/health/ready").status_code == 200
+
+
+def test_the_worker_takes_the_memory_that_was_planned() -> None:
+    """Within 5 %: when it is ready, and after as many sequences as may run, in steps as long as may be."""
+    with running() as fresh:
+        [worker] = children_of(fresh)
+        process = psutil.Process(int(worker))
+        planned = fresh.http.get("/info").json()["memory"]["total_bytes"]
+        assert process.memory_info().rss == pytest.approx(planned, rel=0.05)
+        body: dict[str, Any] = {"inputs": [1] * 250, "parameters": {"max_new_tokens": 8, "temperature": 1.0}}
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(lambda seed: fresh.generate(body, seed=seed, top_n_tokens=20), range(32)))
+        assert process.memory_info().rss == pytest.approx(planned, rel=0.05)
+
+
+def test_the_plan_of_the_command_is_the_server_s(server: Server) -> None:
+    told = subprocess.run(command("plan", "--json"), capture_output=True, text=True, check=True)
+    planned, served = json.loads(told.stdout), server.http.get("/info").json()
+    for measured in ("base_bytes", "total_bytes"):
+        plan, fact = planned["memory"].pop(measured), served["memory"].pop(measured)
+        assert plan == pytest.approx(fact, rel=0.05), measured
+    assert planned["memory"].pop("free_bytes") > 0
+    del served["memory"]["free_bytes"], planned["num_parameters"]
+    assert planned == {name: served[name] for name in planned}
+
+
+def test_a_plan_is_shown_as_tables(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    shown = subprocess.run(command("plan", str(tmp_path)), capture_output=True, text=True, check=True).stdout
+    for text in ("weights", "KV cache", "a step's buffers", "sum", "32 sequences", "128"):
+        assert text in shown
 
 
 def test_metrics_tell_of_the_work(server: Server) -> None:
@@ -270,6 +302,8 @@ def test_a_folder_that_cannot_be_served_ends_in_one_line(tmp_path: Path) -> None
         (["serve", "--max-batch-tokens", "8"], "max_batch_tokens is 8, it must be at least max_num_seqs, 32"),
         (["serve", "--grace-s", "inf"], "setting grace_s: Input should be a finite number"),
         (["serve", "--api-keys", ","], "setting api_keys: an empty key would let everybody in"),
+        (["plan", "no/such/folder"], "no/such/folder: there is no such folder"),
+        (["plan", "--kv-cache-tokens", "1000000000000"], "kv_cache_tokens is 1000000000000, which takes"),
         (["generate", "\udcff"], "the prompt is not valid UTF-8"),
         (["generate", "Once", "--temperature", "101"], "parameters.temperature is 101.0: it must be"),
         (["generate", ""], "inputs is empty"),

@@ -117,25 +117,3 @@ class StatusAnswer(Answer):
     """What a health probe hears."""
 
     status: str
-
-
-class InfoAnswer(Answer):
-    """The model, and the server's limits. Lengths in tokens."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-
-    model_id: str
-    model_type: str
-    model_dtype: str
-    model_device_type: str
-    quantization: str | None
-    fingerprint: str = Field(description="SHA-256 over configuration, tokenizer and weights")
-    kernels: str
-    vocab_size: int
-    max_concurrent_requests: int
-    max_best_of: int
-    max_stop_sequences: int
-    max_input_tokens: int
-    max_total_tokens: int
-    router: str
-    version: str

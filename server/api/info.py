@@ -4,14 +4,68 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ConfigDict, Field
 
-from server.api.answers import InfoAnswer
+from model.interface import MemoryPlan
+from server.api.answers import Answer
 from server.api.front import FrontDep
 from server.api.openapi import EVERYWHERE, refusals
 from server.api.schemas import MAX_CHOICES, MAX_STOP_STRINGS
 from server.errors import Unavailable
 
 router = APIRouter(tags=["info"])
+
+
+class MemoryAnswer(Answer):
+    """The plan of memory, in bytes; all of it is taken before the first request."""
+
+    base_bytes: int = Field(description="interpreter and libraries of the worker, as measured")
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_cache_tokens: int
+    kv_cache_bytes: int
+    step_bytes: int = Field(description="the temporaries of the largest step")
+    total_bytes: int
+    free_bytes: int = Field(description="what was free when this was planned, within all limits")
+    num_sequences: dict[int, int] = Field(description="by length in tokens: how many so long it holds")
+
+    @classmethod
+    def of(cls, plan: MemoryPlan) -> MemoryAnswer:
+        """The plan, as it is told."""
+        return cls(
+            base_bytes=plan.base_bytes,
+            weight_bytes=plan.weight_bytes,
+            kv_bytes_per_token=plan.kv_bytes_per_token,
+            kv_cache_tokens=plan.kv_cache_tokens,
+            kv_cache_bytes=plan.kv_cache_bytes,
+            step_bytes=plan.step_bytes,
+            total_bytes=plan.total_bytes,
+            free_bytes=plan.free_bytes,
+            num_sequences=dict(plan.num_sequences),
+        )
+
+
+class InfoAnswer(Answer):
+    """The model, and the server's limits. Lengths in tokens."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    model_id: str
+    model_type: str
+    model_dtype: str
+    model_device_type: str
+    quantization: str | None
+    fingerprint: str = Field(description="SHA-256 over configuration, tokenizer and weights")
+    kernels: str
+    vocab_size: int
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    memory: MemoryAnswer
+    router: str
+    version: str
 
 
 @router.get("/info", responses=refusals((*EVERYWHERE, Unavailable)))
@@ -33,6 +87,7 @@ async def info(front: FrontDep) -> InfoAnswer:
         max_stop_sequences=MAX_STOP_STRINGS,
         max_input_tokens=model.max_total_tokens - 1,
         max_total_tokens=model.max_total_tokens,
+        memory=MemoryAnswer.of(model.memory),
         router="verbatim",
         version=front.version,
     )

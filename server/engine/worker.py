@@ -59,12 +59,8 @@ class Worker:
             model = load_model(config, self._tell_loading, self.heartbeat.beat)
             engine = build_engine(model, config, self._begin_step)
             generate_one_token(model)
-        except ValueError as error:
-            self.tell(Refused(str(error)))
-            return
-        except Exception as error:  # whatever a folder can make a library do: one line for its user, too
-            reason = " ".join(str(error).split())[:300]
-            self.tell(Refused(f"the model cannot be loaded: {type(error).__name__}: {reason}"))
+        except Exception as error:
+            self.tell(refusal(error))
             return
         self.tell(Ready(model.info))
         self.serve(engine, pending)
@@ -129,15 +125,28 @@ def load_model(
     on_layer: Callable[[], None] = lambda: None,
 ) -> ModelRunner:
     """The model that the front asked for. Raises `ValueError` with one line for its user."""
-    options = RunnerOptions(
+    return ModelRunner.load(Path(config.model_dir), runner_options(config), on_progress, on_layer)
+
+
+def runner_options(config: WorkerConfig) -> RunnerOptions:
+    """The runner's part of the configuration."""
+    return RunnerOptions(
         model_id=config.model_id,
         dtype=config.dtype,
         device=config.device,
         num_threads=config.num_threads,
         kv_cache_tokens=config.kv_cache_tokens,
+        max_batch_tokens=config.max_batch_tokens,
         max_num_seqs=config.max_num_seqs,
     )
-    return ModelRunner.load(Path(config.model_dir), options, on_progress, on_layer)
+
+
+def refusal(error: Exception) -> Refused:
+    """One line for the user, whatever a folder can make a library do. A `ValueError` speaks for itself."""
+    if isinstance(error, ValueError):
+        return Refused(str(error))
+    reason = " ".join(str(error).split())[:300]
+    return Refused(f"the model cannot be loaded: {type(error).__name__}: {reason}")
 
 
 def generate_one_token(model: Model) -> None:

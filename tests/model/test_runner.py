@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -40,7 +41,7 @@ def test_it_says_what_was_loaded(runner: ModelRunner) -> None:
     info = runner.info
     assert (info.model_id, info.model_type, info.dtype, info.device) == ("tiny", "verbatim", "float32", "cpu")
     assert info.num_blocks == 63, "1,000 tokens in blocks of 16, rounded up"
-    assert info.kv_bytes_per_token == 2 * 2 * 4 * 16 * 4, "heads of 8 are padded to 16"
+    assert info.memory.kv_bytes_per_token == 2 * 2 * 4 * 16 * 4, "heads of 8 are padded to 16"
     assert info.max_total_tokens == 128
     assert dataclasses.replace(info, num_blocks=2).max_total_tokens == 32
     assert info.end_token_ids == (0, 2)
@@ -67,7 +68,7 @@ def test_an_item_that_does_not_ask_gets_no_token(runner: ModelRunner) -> None:
 def test_target_logprobs_are_of_the_softmax_in_float64(runner: ModelRunner) -> None:
     """40 rows, so that they come from several parts; the last row has no target."""
     ids = [(7 * i) % 300 for i in range(40)]
-    asked = dataclasses.replace(item(ids), target_ids=ids[1:])
+    asked = msgspec.structs.replace(item(ids), target_ids=ids[1:])
     [output] = runner.execute([asked])
     logprobs = torch.log_softmax(whole(runner.decoder, ids).double(), -1)
     expected = [logprobs[row, target].item() for row, target in enumerate(ids[1:])]
@@ -89,7 +90,7 @@ def test_nan_in_one_row_fails_that_item_alone(runner: ModelRunner) -> None:
 
 def test_nan_under_a_prompt_s_log_probabilities_is_an_error_too(runner: ModelRunner) -> None:
     runner.cache.values[:, :, 9] = math.nan
-    asked = dataclasses.replace(item(list(range(20)), start=19, params=None, block=9), target_ids=[20])
+    asked = msgspec.structs.replace(item(list(range(20)), start=19, params=None, block=9), target_ids=[20])
     [output] = runner.execute([asked])
     assert output.target_logprobs == ()
     assert output.error is not None

@@ -8,7 +8,7 @@ from itertools import count
 
 import msgspec
 
-from model.interface import ModelInfo
+from model.interface import MemoryPlan, ModelInfo
 from server.engine.client import (
     EngineOverloaded,
     EngineStatus,
@@ -18,10 +18,14 @@ from server.engine.client import (
 from server.engine.request import EngineStats, FinishReason, GenerationRequest, Timings, TokenOutput
 
 END_ID = 256
+MEMORY = MemoryPlan(
+    base_bytes=100, weight_bytes=4, kv_bytes_per_token=8, kv_cache_tokens=1024, step_bytes=10,
+    free_bytes=10**6, num_sequences=((512, 2),),
+)  # fmt: skip
 INFO = ModelInfo(
     model_id="fake", model_type="fake", dtype="float32", device="cpu", kernels="none", fingerprint="00",
-    num_parameters=1, weight_bytes=4, vocab_size=259, max_positions=512, block_size=16, num_blocks=64,
-    kv_bytes_per_token=8, end_token_ids=(END_ID,),
+    num_parameters=1, vocab_size=259, max_positions=512, block_size=16, num_blocks=64, memory=MEMORY,
+    end_token_ids=(END_ID,),
 )  # fmt: skip
 
 

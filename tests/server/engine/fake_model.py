@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import accumulate
 
-from model.interface import ModelInfo, SampledToken, StepItem, StepOutput
+from model.interface import MemoryPlan, ModelInfo, SampledToken, StepItem, StepOutput
 
 VOCAB_SIZE = 50
 BLOCK_SIZE = 4
@@ -49,13 +49,20 @@ class FakeModel:
             kernels="none",
             fingerprint="0" * 64,
             num_parameters=0,
-            weight_bytes=0,
             vocab_size=VOCAB_SIZE,
             max_positions=1000,
             end_token_ids=(),
             block_size=BLOCK_SIZE,
             num_blocks=num_blocks,
-            kv_bytes_per_token=1,
+            memory=MemoryPlan(
+                base_bytes=0,
+                weight_bytes=0,
+                kv_bytes_per_token=1,
+                kv_cache_tokens=num_blocks * BLOCK_SIZE,
+                step_bytes=0,
+                free_bytes=0,
+                num_sequences=(),
+            ),
         )
 
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:

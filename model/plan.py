@@ -1,0 +1,130 @@
+"""What a model takes of memory, by arithmetic: weights, KV cache, the buffers of a step. No weights are read.
+
+The runner takes exactly what is planned here, and `verbatim plan` shows it. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from model.batch import BLOCKS_PER_TILE, QUERY_TILE
+from model.config import DecoderConfig
+from model.decoder import Decoder
+from model.interface import MemoryPlan
+from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
+from model.linear import ROW_BLOCK
+from model.loader import LoadError, count_parameters
+
+# The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
+# (at 8 MB a step of 32 sequences took three times as long as at 2), on a GPU they fill it.
+GROUP_KEY_BYTES = {"cpu": 2 * 2**20, "cuda": 128 * 2**20}
+
+SHORTEST_CONTEXT = 64  # for which it is said how many sequences fit
+
+
+def plan_memory(
+    decoder: Decoder,
+    dtype: torch.dtype,
+    device_type: str,
+    *,
+    kv_cache_tokens: int,
+    max_batch_tokens: int,
+    max_num_seqs: int,
+    base_bytes: int,
+    free_bytes: int,
+) -> MemoryPlan:
+    """Divide the memory that is free. `decoder` may be without weights; kv_cache_tokens 0 is what suits.
+
+    base_bytes is what the process holds already, and no part of free_bytes. Raises `LoadError` with the
+    figures if it does not fit.
+    """
+    config = decoder.config
+    weight_bytes = _weight_bytes(decoder, dtype)
+    step_bytes = _step_bytes(config, dtype, device_type, max_batch_tokens, max_num_seqs)
+    block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
+    room = free_bytes - weight_bytes - step_bytes
+    if kv_cache_tokens:
+        num_blocks = _num_blocks(kv_cache_tokens)
+        what = f"kv_cache_tokens is {kv_cache_tokens}, which takes"
+    else:
+        smallest = _num_blocks(min(config.max_positions, max_batch_tokens))
+        wanted = max_num_seqs * _num_blocks(config.max_positions)
+        # A cache that nobody asked for leaves half of the room to others.
+        num_blocks = min(wanted, max(smallest, room // 2 // block_bytes))
+        what = f"the smallest KV cache, {num_blocks * BLOCK_SIZE} tokens, takes"
+    if num_blocks * block_bytes > room:
+        raise LoadError(
+            f"{what} {num_blocks * block_bytes:,} bytes; beside {weight_bytes:,} of weights and "
+            f"{step_bytes:,} of a step's buffers, {max(0, room):,} of {free_bytes:,} free bytes are left"
+        )
+    return MemoryPlan(
+        base_bytes=base_bytes,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=KVCache.bytes_per_token(config, dtype),
+        kv_cache_tokens=num_blocks * BLOCK_SIZE,
+        step_bytes=step_bytes,
+        free_bytes=free_bytes,
+        num_sequences=tuple(
+            (context, num_blocks // _num_blocks(context)) for context in _contexts(config.max_positions)
+        ),
+    )
+
+
+def max_pairs(config: DecoderConfig, device_type: str) -> int:
+    """How many of attention's pairs are computed in one go."""
+    key_tile_bytes = config.num_kv_heads * KEY_TILE * config.head_dim * torch.float32.itemsize
+    return max(1, GROUP_KEY_BYTES[device_type] // key_tile_bytes)
+
+
+def _num_blocks(num_tokens: int) -> int:
+    return -(-num_tokens // BLOCK_SIZE)
+
+
+def _contexts(max_positions: int) -> list[int]:
+    """Powers of two up to the longest context, and that itself."""
+    powers = [2**n for n in range(max_positions.bit_length()) if SHORTEST_CONTEXT <= 2**n < max_positions]
+    return [*powers, max_positions]
+
+
+def _weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
+    """Parameters, shared ones once, and the tables that are computed, not stored."""
+    return count_parameters(decoder) * dtype.itemsize + sum(buffer.nbytes for buffer in decoder.buffers())
+
+
+def _step_bytes(
+    config: DecoderConfig, dtype: torch.dtype, device_type: str, max_batch_tokens: int, max_num_seqs: int
+) -> int:
+    """The most that the temporaries of one step hold at a time.
+
+    What lives through a layer, and the greatest of three moments: attention, the activation within the
+    feed-forward network, the logits. Each counts the tensors alive then; float32 where it computes in it.
+    """
+    width, single = dtype.itemsize, torch.float32.itemsize
+    rows = max_batch_tokens
+    head_dim = padded_size(config.head_dim)
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+
+    key_tiles = -(-config.max_positions // KEY_TILE)
+    query_tiles = -(-rows // QUERY_TILE) + max_num_seqs  # each sequence's last tile may be short
+    query_rows = QUERY_TILE * heads // kv_heads
+    # Laid out for the whole step: each pair's mask, blocks and places.
+    layout = query_tiles * key_tiles * (query_rows * KEY_TILE + (BLOCKS_PER_TILE + 2) * 8)
+    stream = 2 * rows * config.hidden_size * width  # x, and what is added to it
+
+    # A group: keys and values in float32, one of them also as stored; of each pair its queries, and three of
+    # its scores or weighted sums.
+    pairs = min(max(max_pairs(config, device_type), key_tiles), query_tiles * key_tiles)
+    stored = width if width < single else 0
+    pair = kv_heads * (
+        KEY_TILE * head_dim * (2 * single + stored) + 4 * query_rows * max(KEY_TILE, head_dim) * single
+    )
+    # Beside it q, k, v as projected, and q and the result in float32.
+    projected = rows * head_dim * ((heads + 2 * kv_heads) * width + 2 * heads * single)
+    attention = projected + pairs * pair
+
+    # Four float32 tensors are alive within an activation, and the other half if gated.
+    feed_forward = rows * config.feed_forward_size * (4 * single + width)
+    # Of each sampled row, as computed and in float32, and one row's sums in float64; or of a block of a
+    # prompt's rows, twice in float64.
+    logits = config.vocab_size * max(max_num_seqs * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)
+    return layout + stream + max(attention, feed_forward, logits)

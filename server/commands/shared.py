@@ -1,0 +1,92 @@
+"""What the commands share: a flag for each setting, the model's folder, the worker's orders, the last word.
+
+Decides nothing of what a command does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic.fields import FieldInfo
+
+from server import console
+from server.engine.frames import WorkerConfig
+from server.settings import Settings, SettingsError, load_settings
+
+EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights"  # beside the packages, installed or not
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with one line and status 2."""
+    console.say_error(message)
+    raise typer.Exit(2)
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as a flag: its name, type, default and line of why are those of settings.py."""
+    default = "" if field.default in (None, ()) else f" (default: {field.default})"
+    option = typer.Option(
+        f"--{name.replace('_', '-')}", help=f"{field.description}{default}", show_default=False
+    )
+    kind: Any = str if name in ("config", "api_keys") else field.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each of these settings, and hand it the `Settings` that result."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            flags = {name: value for name in names if (value := given.pop(name)) is not None}
+            try:
+                settings = load_settings(**flags)
+            except SettingsError as error:
+                fail(str(error))
+            command(settings, **given)
+
+        own = [
+            p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"
+        ]
+        flags = [_option(name, Settings.model_fields[name]) for name in names]
+        signature = inspect.Signature([*own, *flags])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        run.__doc__, run.__name__ = command.__doc__, command.__name__
+        return run
+
+    return decorate
+
+
+ENGINE_SETTINGS = (
+    "config", "dtype", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens", "max_num_seqs",
+    "watchdog_s", "max_worker_deaths",
+)  # fmt: skip
+SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *ENGINE_SETTINGS))
+
+
+def model_folder(given: Path | None, settings: Settings) -> Path:
+    """The folder that the command or the settings name, or the embedded model's."""
+    folder = (given or settings.model_dir or EMBEDDED_MODEL).resolve()
+    if not folder.is_dir():
+        fail(f"{given or settings.model_dir}: there is no such folder")
+    return folder
+
+
+def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
+    """What a worker is told first."""
+    return WorkerConfig(
+        model_dir=str(folder),
+        model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else folder.name,
+        dtype=settings.dtype,
+        device=settings.device,
+        num_threads=settings.num_threads,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_num_seqs=settings.max_num_seqs,
+    )
