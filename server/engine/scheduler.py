@@ -51,7 +51,6 @@ class Scheduler:
             int, list[Sequence]
         ] = {}  # by the leader whose prompt they share once it is computed
         self.num_preemptions = 0
-        self._misfit = (0, 0)  # who did not fit last, and how many blocks could be had then
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence; a further choice only once the first one has computed their prompt."""
@@ -140,14 +139,13 @@ class Scheduler:
     def _admit(self) -> Sequence | None:
         """Let the first of the waiting ones run, if it fits; see above."""
         newcomer = self.waiting.first() if len(self.running) < self.max_num_seqs else None
-        if newcomer is None or self._misfit == (newcomer.id, self.blocks.num_free_blocks):
+        if newcomer is None:
             return None
         found = []
         if not newcomer.needs_prompt_logits:  # the last token is computed in any case: its logits are needed
             tenant = newcomer.request.tenant
             found = self.blocks.find(tenant, newcomer.token_ids, newcomer.num_tokens - 1)
         if not self.blocks.start(newcomer.block_table, found, newcomer.num_tokens, len(self.running)):
-            self._misfit = (newcomer.id, self.blocks.num_free_blocks)
             return None
         self.waiting.take(newcomer)
         bisect.insort(self.running, newcomer, key=_rank)
