@@ -26,6 +26,7 @@ from server.api.generation import Generation
 from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
+from server.connection import affordable_connections
 from server.engine.frames import WorkerConfig
 from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
@@ -141,7 +142,9 @@ def serve(
         asgi,
         host=settings.host,
         port=settings.port,
-        http=bounded_protocol(settings.header_timeout_s),
+        http=bounded_protocol(
+            settings, asgi.state.front.metrics, affordable_connections(settings.max_connections)
+        ),
         log_config=None,
         access_log=False,  # ours is written by server/middleware.py
         server_header=False,
