@@ -168,7 +168,8 @@ def serve(
         await server.serve()
         announcing.cancel()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, where there is one
+        runner.run(run())
     if client.info is None and client.refusal is not None:
         _fail(client.refusal)
 
