@@ -17,7 +17,7 @@ from server.api.front import Front
 from server.engine.client import EngineClient
 from server.errors import ApiError, Internal, MethodNotAllowed, NotFound, ValidationFailed
 from server.metrics import Metrics
-from server.middleware import Gate, Observe
+from server.middleware import OPEN_PATHS, Gate, InPieces, Observe
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
 
@@ -46,6 +46,7 @@ def create_app(settings: Settings, client: EngineClient, tokenizer: Tokenizer) -
     for router in ROUTERS:
         app.include_router(router)
     openapi.install(app)
+    app.add_middleware(InPieces)
     app.add_middleware(Gate, api_keys=[key.get_secret_value() for key in settings.api_keys])
     app.add_middleware(Observe, metrics=metrics)  # added last, so outermost
     return app
@@ -79,12 +80,14 @@ def _error_handlers(metrics: Metrics) -> dict[Any, Any]:
     async def api_error(_: Request, error: ApiError) -> Response:
         return answer(error)
 
-    async def routing_error(_: Request, error: HTTPException) -> Response:
+    async def routing_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == NotFound.status:
             return answer(NotFound("there is no such route"))
         if error.status_code == MethodNotAllowed.status:
-            allowed = (error.headers or {}).get("Allow", "")
-            return answer(MethodNotAllowed(f"this route takes {allowed} alone", error.headers))
+            # The probes take two methods, and Starlette knows of the route of one.
+            is_probe = request.scope["path"] in OPEN_PATHS
+            allowed = "GET, HEAD" if is_probe else (error.headers or {}).get("Allow", "")
+            return answer(MethodNotAllowed(f"this route takes {allowed} alone", {"Allow": allowed}))
         return answer(Internal())
 
     async def validation_error(_: Request, __: RequestValidationError) -> Response:

@@ -33,6 +33,7 @@ from server.commands.shared import (
     with_settings,
     worker_config,
 )
+from server.connection import affordable_connections
 from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
 from server.metrics import Metrics
@@ -94,7 +95,9 @@ def serve(
         asgi,
         host=settings.host,
         port=settings.port,
-        http=bounded_protocol(settings.header_timeout_s),
+        http=bounded_protocol(
+            settings, asgi.state.front.metrics, affordable_connections(settings.max_connections)
+        ),
         log_config=None,
         access_log=False,  # ours is written by server/middleware.py
         server_header=False,
@@ -118,7 +121,8 @@ def serve(
         await server.serve()
         announcing.cancel()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, where there is one
+        runner.run(run())
     if client.info is None and client.refusal is not None:
         fail(client.refusal)
 

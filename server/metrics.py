@@ -7,8 +7,16 @@ a request ever becomes one. Decides nothing; the engine's gauges are read when t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,6 +30,7 @@ from server.errors import ERRORS
 
 OTHER_ROUTE = "other"
 FINISH_REASONS = ("length", "eos_token", "stop_sequence", "deadline")
+DropReason = Literal["slow_reader", "timed_out", "too_many_connections", "broken_request"]
 
 # A small model on a good machine answers in under a millisecond; a large one, queued, in a minute.
 _LATENCY_BUCKETS_S = (
@@ -50,6 +59,8 @@ class Metrics:
         self._http = counter("verbatim_http_requests", "Answers by route and status.", ("route", "status"))
         self._errors = counter("verbatim_errors", "Requests not served, by kind.", ("error_type",))
         self._departed = counter("verbatim_departed_clients", "Clients that left before their answer ended.")
+        self._connections = Gauge("verbatim_open_connections", "Sockets of clients.", registry=registry)
+        self._dropped = counter("verbatim_dropped_connections", "Connections cut off, by cause.", ("reason",))
         self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of accepted requests.")
         self._cached_tokens = counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.")
         self._generated_tokens = counter("vllm:generation_tokens", "Generated tokens.")
@@ -65,6 +76,8 @@ class Metrics:
             self._errors.labels(error.error_type)
         for reason in FINISH_REASONS:
             self._finished.labels(reason)
+        for cause in get_args(DropReason):
+            self._dropped.labels(cause)
         registry.register(_ScrapeCollector(read_engine, lambda: (self._num_requests, self._num_successes)))
 
     def render(self) -> bytes:
@@ -78,6 +91,14 @@ class Metrics:
     def failed(self, error_type: str) -> None:
         """Count one request not served."""
         self._errors.labels(error_type).inc()
+
+    def connected(self, change: int) -> None:
+        """Count a connection that opened (1) or ended (-1)."""
+        self._connections.inc(change)
+
+    def dropped(self, reason: DropReason) -> None:
+        """Count one connection that was cut off."""
+        self._dropped.labels(reason).inc()
 
     def departed(self) -> None:
         """Count one client that left before its answer ended."""

@@ -1,6 +1,6 @@
 """What every request passes, before any route: a name, a line in the log, a count, and the door.
 
-Plain ASGI, so that a stream passes through untouched. Knows no route and reads no body.
+Plain ASGI, so that a stream passes through as it comes. Knows no route and reads no body.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from server.metrics import OTHER_ROUTE, Metrics
 
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_PIECE_BYTES: Final = 16 * 1024
 OPEN_PATHS: Final = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -121,3 +122,29 @@ class Gate:
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized
         return matches.index(True)
+
+
+class InPieces:
+    """Sends a long answer piece by piece, each when the client has taken the one before.
+
+    The server below holds what it is handed until it is sent: handed a whole answer, it would hold all of it
+    for a client that reads nothing, and could not tell one that reads slowly from one that does not read.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def send_pieces(message: Message) -> None:
+            body = message.get("body", b"")
+            if len(body) <= MAX_PIECE_BYTES:
+                return await send(message)
+            last = (len(body) - 1) // MAX_PIECE_BYTES * MAX_PIECE_BYTES
+            for start in range(0, last, MAX_PIECE_BYTES):
+                piece = body[start : start + MAX_PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            return await send({**message, "body": body[last:]})
+
+        await self._app(scope, receive, send_pieces)

@@ -87,6 +87,18 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="a request's headers must be whole by then"
     )
     body_timeout_s: float = Field(default=30.0, gt=0, description="a request's body must be whole by then")
+    write_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600.0,
+        description="a client that does not take what was written for it is cut off after so long",
+    )
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        le=2**20,
+        description="open connections; past it, those go that wait for their clients longest",
+    )
     sse_comment_s: float = Field(
         default=15.0,
         gt=0,

@@ -39,9 +39,9 @@ from server.api.translate import translate
 from server.app import create_app
 from server.engine.request import EngineStats
 from server.errors import ERRORS, MAX_SHOWN_CHARS
-from server.metrics import FINISH_REASONS, Metrics
+from server.metrics import FINISH_REASONS, DropReason, Metrics
 from server.middleware import MAX_HEADER_BYTES, MAX_HEADERS, OPEN_PATHS
-from server.protocol import MAX_HEAD_BYTES
+from server.protocol import MAX_HEAD_BYTES, MAX_PIPELINED
 from server.settings import ENV_PREFIX, Settings, load_settings
 from tests.server.fake_engine import FakeEngine
 from tests.server.live import byte_tokenizer
@@ -206,8 +206,13 @@ def test_the_limits_are_those_of_the_code() -> None:
         "bytes of headers": MAX_HEADER_BYTES,
         "bytes of request line and headers": MAX_HEAD_BYTES,
         "characters of a value in an error": MAX_SHOWN_CHARS,
+        "requests sent ahead of their answers, on one connection": MAX_PIPELINED,
     }
     compare(table(HTTP, "Limits"), [(name, str(limit)) for name, limit in limits.items()])
+
+
+def test_every_cause_to_cut_a_connection_is_documented() -> None:
+    compare(table(HTTP, "Connections"), [(f"`{reason}`",) for reason in get_args(DropReason)])
 
 
 ANSWERS: TypeAdapter[Any] = TypeAdapter(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -115,8 +115,17 @@ async def _stream(generation: Generation, request: Request, front: Front) -> Res
     return Response(status_code=CLIENT_LEFT)
 
 
+def _told(generation: Generation, tokens: list[dict[str, Any]], num_before: int) -> Iterator[bytes]:
+    """Return the events of these tokens, each encoded when it is asked for."""
+    for index, token in enumerate(tokens, start=num_before + 1):
+        event = {"index": index, **token, "generated_text": None, "details": None}
+        if token is tokens[-1] and generation.finish_reason:
+            event |= {"generated_text": generation.generated_text, "details": generation.details()}
+        yield sse.encode(event, event_id=index)
+
+
 async def _events(generation: Generation, front: Front) -> AsyncIterator[bytes]:
-    index = 0
+    num_told = 0
     try:
         if not generation.stream.token_ids:
             yield sse.COMMENT  # its headers have been waited for already
@@ -125,15 +134,9 @@ async def _events(generation: Generation, front: Front) -> AsyncIterator[bytes]:
                 yield sse.COMMENT
                 continue
             tokens = generation.feed(outputs)
-            events = []
-            for token in tokens:
-                index += 1
-                event = {"index": index, **token, "generated_text": None, "details": None}
-                if token is tokens[-1] and generation.finish_reason:
-                    event |= {"generated_text": generation.generated_text, "details": generation.details()}
-                events.append(sse.encode(event, event_id=index))
-            if events:
-                yield b"".join(events)
+            for piece in sse.joined(_told(generation, tokens, num_told)):
+                yield piece
+            num_told += len(tokens)
             if generation.is_over:
                 break
         if not generation.is_over:

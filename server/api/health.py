@@ -15,6 +15,7 @@ _RETRY_AFTER_S = 1.0
 
 
 @router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
 async def live(front: FrontDep) -> StatusAnswer:
     """200 while the server runs and its engine lives; else 503."""
     status = front.client.status()
@@ -24,6 +25,9 @@ async def live(front: FrontDep) -> StatusAnswer:
 @router.get("/health/ready")
 @router.get("/health")
 @router.get("/ping")
+@router.head("/health/ready", include_in_schema=False)
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 async def ready(front: FrontDep) -> StatusAnswer:
     """200 when a request sent now would be served; else 503 with the reason."""
     status = front.client.status()

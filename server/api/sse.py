@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final, TypeVar
 
 import msgspec
 from starlette.responses import StreamingResponse
+
+from server.middleware import MAX_PIECE_BYTES
 
 T = TypeVar("T")
 
@@ -26,6 +28,24 @@ def encode(data: object, event_id: int | None = None) -> bytes:
         ):
             payload = payload.replace(raw, escaped)
     return b"data: %b\n\n" % payload if event_id is None else b"id: %d\ndata: %b\n\n" % (event_id, payload)
+
+
+def joined(events: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the events, as many together as stay within `MAX_PIECE_BYTES`; a longer one comes alone.
+
+    One look after a pause may bring thousands of tokens. Joined at once, they would all be encoded and held
+    before the client has taken the first; this takes an event from `events` only when it is to be sent.
+    """
+    held: list[bytes] = []
+    num_bytes = 0
+    for event in events:
+        if held and num_bytes + len(event) > MAX_PIECE_BYTES:
+            yield b"".join(held)
+            held, num_bytes = [], 0
+        held.append(event)
+        num_bytes += len(event)
+    if held:
+        yield b"".join(held)
 
 
 async def with_pulse(source: AsyncIterator[T], silence_s: float) -> AsyncIterator[T | None]:

@@ -64,7 +64,7 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
     min_new_tokens = wish.min_new_tokens or 0
     if min_new_tokens > max_new_tokens:
         raise ValidationFailed(
-            f"parameters.min_new_tokens is {min_new_tokens}, max_new_tokens allows {max_new_tokens}"
+            f"parameters.min_new_tokens is {_cut(min_new_tokens)}, max_new_tokens allows {max_new_tokens}"
         )
     own_ids = () if wish.ignore_eos else info.end_token_ids
     request = GenerationRequest(

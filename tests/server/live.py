@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tempfile
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import tokenizers
@@ -47,6 +48,7 @@ class Live:
     engine: FakeEngine
     tokenizer: Tokenizer
     http: httpx.Client
+    server: uvicorn.Server
 
     @property
     def behaviour(self) -> Behaviour:
@@ -71,6 +73,12 @@ class Live:
         assert response.status_code == 200, response.text
         return parse_events(response.content)
 
+    def series(self) -> dict[str, float]:
+        """Every series of /metrics by its name and labels."""
+        lines = self.http.get("/metrics").text.splitlines()
+        pairs = (line.rpartition(" ") for line in lines if line[0] != "#")
+        return {series: float(value) for series, _, value in pairs}
+
     def raw(self, request: bytes, *, is_half: bool = False) -> bytes:
         """What the server answers to these bytes; `is_half`: whatever comes without waiting for the end."""
         with socket.create_connection(self.address, timeout=5) as connection:
@@ -81,6 +89,44 @@ class Live:
                 if is_half:
                     break
             return answer
+
+
+def post(path: str, body: bytes, media_type: str = "application/json", header: str = "") -> bytes:
+    """The bytes of a request."""
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: {media_type}\r\n{header}"
+    return head.encode() + b"content-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def prompt(num_tokens: int, **parameters: object) -> bytes:
+    """A body that asks for this many tokens."""
+    return json.dumps({"inputs": "abc", "parameters": {"max_new_tokens": num_tokens, **parameters}}).encode()
+
+
+def statuses(answer: bytes) -> list[int]:
+    """The status of each answer, wherever in the bytes it begins."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """All that comes before the connection ends, in whatever way."""
+    answer = b""
+    try:
+        while chunk := connection.recv(65536):
+            answer += chunk
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+def flood(connection: socket.socket, max_bytes: int) -> int:
+    """How many bytes the other side lets itself be sent before it hangs up."""
+    num_sent = 0
+    try:
+        while num_sent < max_bytes:
+            num_sent += connection.send(b"y" * 65536)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    return num_sent
 
 
 def parse_events(content: bytes) -> list[dict[str, Any]]:
@@ -108,7 +154,7 @@ def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
 
 
 @contextmanager
-def serve(**flags: object) -> Iterator[Live]:
+def serve(loop: Literal["auto", "asyncio", "uvloop"] = "auto", **flags: object) -> Iterator[Live]:
     """A server with these settings, until the block ends."""
     settings: Settings = load_settings(**flags)
     engine, tokenizer = FakeEngine(), byte_tokenizer()
@@ -120,7 +166,8 @@ def serve(**flags: object) -> Iterator[Live]:
     app.add_api_route("/crash", crash, include_in_schema=False)
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(settings.header_timeout_s),
+        http=bounded_protocol(settings, app.state.front.metrics, settings.max_connections),
+        loop=loop,
         log_level="critical",
         timeout_graceful_shutdown=1,
     )
@@ -132,7 +179,7 @@ def serve(**flags: object) -> Iterator[Live]:
     assert eventually(lambda: server.started)
     url = f"http://{address[0]}:{address[1]}"
     with httpx.Client(base_url=url, timeout=10) as http:
-        yield Live(url, address, engine, tokenizer, http)
+        yield Live(url, address, engine, tokenizer, http, server)
     server.should_exit = True
     thread.join(timeout=5)
     listener.close()

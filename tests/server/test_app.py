@@ -29,7 +29,7 @@ def test_an_unknown_route_is_a_404(path: str, live: Live) -> None:
     ("method", "path", "allowed"),
     [
         ("GET", "/generate", "POST"),
-        ("POST", "/health", "GET"),
+        ("POST", "/health", "GET, HEAD"),
         ("DELETE", "/", "POST"),
         ("PUT", "/info", "GET"),
     ],
@@ -139,6 +139,15 @@ def test_readiness_follows_the_engine(path: str, live: Live) -> None:
     assert response.status_code == 503
     assert response.json() == {"error": "loading", "error_type": "unavailable"}
     assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_a_probe_may_ask_for_the_head_alone(path: str, live: Live) -> None:
+    response = live.http.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    live.behaviour.is_ready = live.behaviour.is_live = False
+    response = live.http.head(path)
+    assert (response.status_code, response.content) == (503, b"")
 
 
 def test_liveness_does_not_ask_for_readiness(live: Live) -> None:

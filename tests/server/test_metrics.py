@@ -25,25 +25,17 @@ KNOWN_NAMES = {
 }
 
 
-def scrape(live: Live) -> dict[str, float]:
-    lines = live.http.get("/metrics").text.splitlines()
-    return {
-        series: float(value)
-        for series, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
-    }
-
-
 def test_the_names_that_dashboards_know_are_there(live: Live) -> None:
-    names = {series.partition("{")[0] for series in scrape(live)}
+    names = {series.partition("{")[0] for series in live.series()}
     assert names >= KNOWN_NAMES
 
 
 def test_tgi_counters_have_no_suffix_and_count(live: Live) -> None:
-    before = scrape(live)
+    before = live.series()
     live.generate(max_new_tokens=5)
     live.behaviour.fail_after = 2
     live.generate(max_new_tokens=5)
-    after = scrape(live)
+    after = live.series()
     assert after["tgi_request_count"] - before["tgi_request_count"] == 2
     assert after["tgi_request_success"] - before["tgi_request_success"] == 1
     assert "tgi_request_count_total" not in after
@@ -53,15 +45,15 @@ def test_a_failure_is_counted_once_with_a_stream_and_without(live: Live) -> None
     series = 'verbatim_errors_total{error_type="generation"}'
     live.behaviour.fail_after = 2
     for path in ("/generate", "/generate_stream"):
-        before = scrape(live)[series]
+        before = live.series()[series]
         live.generate("abc", path)
-        assert scrape(live)[series] - before == 1
+        assert live.series()[series] - before == 1
 
 
 def test_each_token_is_counted_once(live: Live) -> None:
-    before = scrape(live)
+    before = live.series()
     live.stream("abcd", max_new_tokens=7)
-    after = scrape(live)
+    after = live.series()
 
     def grown(series: str) -> float:
         return after[series] - before[series]
@@ -74,7 +66,7 @@ def test_each_token_is_counted_once(live: Live) -> None:
 
 
 def test_the_engine_is_read_at_the_scrape(live: Live) -> None:
-    assert scrape(live)["vllm:kv_cache_usage_perc"] == 0.25
+    assert live.series()["vllm:kv_cache_usage_perc"] == 0.25
 
 
 @pytest.mark.parametrize("what", ["path", "prompt", "field", "request id", "method"])
@@ -93,8 +85,8 @@ def test_nothing_of_a_request_becomes_a_series(what: str, live: Live) -> None:
                 live.http.request(text.upper(), "/generate")
 
     send("canary")
-    scrape(live)  # itself a request
-    before = scrape(live)
+    live.series()  # itself a request
+    before = live.series()
     send("sparrow")
-    assert scrape(live).keys() == before.keys()
+    assert live.series().keys() == before.keys()
     assert not any("canary" in series.lower() or "sparrow" in series.lower() for series in before)
