@@ -175,9 +175,10 @@ async def _answer(generations: list[Generation], request: Request, *, as_list: b
     (best, its_tokens), *others = told[: job.num_told]
     answer: dict[str, Any] = {"generated_text": best.generated_text}
     if job.wants_details:
-        answer["details"] = best.details() | best.every_token(its_tokens)
+        prefill = generations[0].prefill()
+        answer["details"] = best.details() | best.every_token(its_tokens, prefill)
         if others:
-            answer["details"]["best_of_sequences"] = [one.as_other(tokens) for one, tokens in others]
+            answer["details"]["best_of_sequences"] = [one.as_other(t, prefill) for one, t in others]
     content = msgspec.json.encode([answer] if as_list else answer)
     return Response(content, media_type="application/json", headers=best.headers())
 

@@ -94,21 +94,21 @@ class Generation:
         """By which the best of several answers is chosen."""
         return self._sum_logprobs / max(1, self._num_tokens)
 
-    def every_token(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the fields that tell the prompt's tokens, if asked for, and those that `feed` returned."""
-        told: dict[str, Any] = {"prefill": self._prefill(), "tokens": [token["token"] for token in tokens]}
+    def every_token(self, tokens: list[dict[str, Any]], prefill: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the fields that tell all tokens: the prompt's, and those that `feed` returned."""
+        told: dict[str, Any] = {"prefill": prefill, "tokens": [token["token"] for token in tokens]}
         if self.job.request.sampling.top_n_tokens:
             told["top_tokens"] = [token["top_tokens"] for token in tokens]
         return told
 
-    def as_other(self, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    def as_other(self, tokens: list[dict[str, Any]], prefill: list[dict[str, Any]]) -> dict[str, Any]:
         """Return this answer as one of several to the same prompt."""
         return {
             "generated_text": self.generated_text,
             "finish_reason": self.finish_reason,
             "generated_tokens": self._num_tokens,
             "seed": self.job.seed,
-            **self.every_token(tokens),
+            **self.every_token(tokens, prefill),
         }
 
     def headers(self) -> dict[str, str]:
@@ -126,7 +126,8 @@ class Generation:
             "x-generated-tokens": str(self._num_tokens),
         }
 
-    def _prefill(self) -> list[dict[str, Any]]:
+    def prefill(self) -> list[dict[str, Any]]:
+        """Return the prompt's tokens if their log-probabilities were asked for, of the first choice."""
         if not self.job.request.wants_prompt_logprobs:
             return []
         logprobs = (None, *self._prompt_logprobs)

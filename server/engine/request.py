@@ -28,6 +28,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     wants_prompt_logprobs: bool = False
 
 
+def choices_of(request: GenerationRequest, num_choices: int) -> list[GenerationRequest]:
+    """The requests for so many answers to one prompt. The first tells of the prompt for all of them."""
+    others = (
+        msgspec.structs.replace(request, choice=choice, wants_prompt_logprobs=False)
+        for choice in range(1, num_choices)
+    )
+    return [request, *others]
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where one generation's time went, by the engine's clock, in seconds."""
 

@@ -19,7 +19,7 @@ from model.interface import ModelInfo
 from server.engine.client import EngineOverloaded, EngineStatus, EngineUnavailable, TokenStream
 from server.engine.frames import Abort, Event, Loading, Logged, Ready, Refused, Stepped, Submit, WorkerConfig
 from server.engine.quarantine import Quarantine
-from server.engine.request import EngineStats, GenerationRequest, TokenOutput
+from server.engine.request import EngineStats, GenerationRequest, TokenOutput, choices_of
 from server.engine.speed import Speed
 from server.engine.watchdog import LOOK_S, Watchdog
 from server.engine.worker_process import WorkerProcess
@@ -111,10 +111,7 @@ class WorkerClient:
                 f"the limit is {self.max_live}",
                 retry_after_s=self._speed.seconds_for(num_outstanding / max(1, len(self._streams))),
             )
-        return [
-            self._submit(msgspec.structs.replace(request, choice=choice) if choice else request)
-            for choice in range(num_choices)
-        ]
+        return [self._submit(its_request) for its_request in choices_of(request, num_choices)]
 
     async def start(self) -> None:
         """Start the worker; returns before it is ready."""
@@ -240,6 +237,8 @@ class WorkerClient:
         # The next worker gets the same memory, whatever is free then: what was accepted must fit.
         num_tokens = info.num_blocks * info.block_size
         self.config = msgspec.structs.replace(self.config, kv_cache_tokens=num_tokens)
+        if self._state == "restarting":
+            logger.info("the engine is back; streams under way: %d", len(self._streams))
         self._state = "ready"
         for sequence_id in self._streams:
             if sequence_id not in self._quarantine:

@@ -6,8 +6,6 @@ import asyncio
 import dataclasses
 from itertools import count
 
-import msgspec
-
 from model.interface import MemoryPlan, ModelInfo
 from server.engine.client import (
     EngineOverloaded,
@@ -15,7 +13,14 @@ from server.engine.client import (
     EngineUnavailable,
     TokenStream,
 )
-from server.engine.request import EngineStats, FinishReason, GenerationRequest, Timings, TokenOutput
+from server.engine.request import (
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Timings,
+    TokenOutput,
+    choices_of,
+)
 
 END_ID = 256
 MEMORY = MemoryPlan(
@@ -73,7 +78,7 @@ class FakeEngine:
         return stream
 
     def submit_choices(self, request: GenerationRequest, num_choices: int) -> list[TokenStream]:
-        return [self.submit(msgspec.structs.replace(request, choice=choice)) for choice in range(num_choices)]
+        return [self.submit(its_request) for its_request in choices_of(request, num_choices)]
 
     async def _generate(self, request: GenerationRequest, stream: TokenStream, stream_id: int) -> None:
         how = self.behaviour

@@ -179,3 +179,12 @@ def test_the_page_of_the_reference_needs_no_other_host(live: Live) -> None:
     assert "https://" not in page
     for path in re.findall(r'(?:src|href)="([^"]+)"', page):
         assert live.http.get(path).status_code == 200, path
+
+
+def test_each_key_is_a_tenant_of_its_own(guarded: Live) -> None:
+    guarded.reset()
+    for key in ("second", "right", "second"):
+        headers = {"authorization": f"Bearer {key}"}
+        body = {"inputs": "abc", "parameters": {"max_new_tokens": 1}}
+        assert guarded.http.post("/generate", json=body, headers=headers).status_code == 200
+    assert [request.tenant for request in guarded.engine.requests] == [1, 0, 1]

@@ -115,3 +115,11 @@ def test_an_answer_that_is_in_time_is_whole(live: Live) -> None:
     events = live.stream("abc", deadline_ms=60_000, max_new_tokens=5)
     assert [event["token"]["text"] for event in events] == list("abcab")
     assert events[-1]["details"]["finish_reason"] == "length"
+
+
+def test_the_prompt_s_log_probabilities_are_told_with_each_answer(live: Live) -> None:
+    wish = {"n": 2, "details": True, "decoder_input_details": True, "max_new_tokens": 1}
+    details = live.generate("abc", **wish).json()["details"]
+    assert [token["logprob"] for token in details["prefill"]] == [None, -0.5, -0.5]
+    assert details["best_of_sequences"][0]["prefill"] == details["prefill"]
+    assert [request.wants_prompt_logprobs for request in live.engine.requests] == [True, False]
