@@ -8,14 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from model.interface import ModelInfo
 from server.engine.request import EngineStats, GenerationRequest, Progress, Timings, TokenOutput
 
 MAX_OUTPUTS_AT_ONCE: Final = 64  # so that what is written of them for a slow reader stays small
+
+_encode = msgspec.msgpack.encode
+_decode_top = msgspec.msgpack.Decoder(tuple[tuple[int, float], ...]).decode
 
 
 class EngineError(Exception):
@@ -91,15 +97,16 @@ class EngineClient(Protocol):
 class TokenStream:
     """The outputs of one generation, in order. Closing it cancels what is left.
 
-    It keeps ids and log-probabilities in plain arrays, twelve bytes a token however slow its reader is; with
-    the request, that is all that another engine needs to go on if this one is lost.
+    It keeps the ids in a plain array: with the request, that is all that another engine needs to go on if
+    this one is lost. What else a token brings is kept until it is read, as small as it can be: 8 bytes, and
+    some 14 for each of its alternatives if they were asked for.
     """
 
     def __init__(self, request: GenerationRequest, on_close: Callable[[], None]) -> None:
         self.request = request
         self.token_ids = array("i")
-        self._logprobs = array("d")
-        self._tops: list[tuple[tuple[int, float], ...]] = []  # one for each token, if they were asked for
+        self._logprobs = array("d")  # of those that are not read
+        self._tops: deque[bytes] = deque()  # the same, if they were asked for
         self._prompt_logprobs: tuple[float, ...] = ()
         self._timings: Timings | None = None
         self._last: TokenOutput | None = None
@@ -118,8 +125,8 @@ class TokenStream:
         await self.wait()
         if self._is_over:
             raise StopAsyncIteration
-        start, self._num_read = self._num_read, min(self._num_read + MAX_OUTPUTS_AT_ONCE, len(self.token_ids))
-        outputs = [self._output(index) for index in range(start, self._num_read)]
+        outputs = [self._output(logprob) for logprob in self._logprobs[:MAX_OUTPUTS_AT_ONCE]]
+        del self._logprobs[: len(outputs)]
         if self._last is not None and self._num_read == len(self.token_ids):
             if self._last.token_id is not None:
                 outputs.pop()
@@ -141,7 +148,7 @@ class TokenStream:
             self.token_ids.append(output.token_id)
             self._logprobs.append(output.logprob)
             if self.request.sampling.top_n_tokens:
-                self._tops.append(output.top)
+                self._tops.append(_encode(output.top))
         self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         self._timings = output.timings or self._timings
         if output.finish_reason is not None:
@@ -175,12 +182,14 @@ class TokenStream:
         self._arrival.set()
         self._on_close()
 
-    def _output(self, index: int) -> TokenOutput:
+    def _output(self, logprob: float) -> TokenOutput:
+        index, self._num_read = self._num_read, self._num_read + 1
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, ()  # they come with the first token
         return TokenOutput(
             token_id=self.token_ids[index],
-            logprob=self._logprobs[index],
-            top=self._tops[index] if self._tops else (),
-            prompt_logprobs=self._prompt_logprobs if index == 0 else (),
+            logprob=logprob,
+            top=_decode_top(self._tops.popleft()) if self._tops else (),
+            prompt_logprobs=prompt_logprobs,
             timings=self._timings,
         )
 
