@@ -140,9 +140,10 @@ class StreamText:
         self._held.append(token)
         if is_special:
             token.text = self._tokenizer.token_text(token_id)
-        elif piece := self._tokenizer.piece(token_id):
-            self._last = token
-            self._append(self._decoder.feed(piece), token)
+        else:
+            if self._tokenizer.piece(token_id):
+                self._last = token
+            self._append(self._decoder.feed(token_id), token)
         return self._release()
 
     def finish(self) -> list[TokenText]:

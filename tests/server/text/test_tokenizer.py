@@ -227,9 +227,8 @@ def test_a_missing_or_broken_file_is_named_with_its_cause(tmp_path: Path, conten
 @pytest.mark.parametrize(
     "decoder",
     [
-        None,
-        {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        {"type": "Sequence", "decoders": [{"type": "Fuse"}]},
+        {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True},
+        {"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "ByteFallback"}]},
     ],
 )
 def test_a_decoder_that_is_not_understood_is_refused(
