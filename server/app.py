@@ -16,6 +16,7 @@ from server.api import generate, health, info, openapi, tokenize
 from server.api.front import Front
 from server.engine.client import EngineClient
 from server.errors import ApiError, Internal, MethodNotAllowed, NotFound, ValidationFailed
+from server.generation_config import GenerationDefaults
 from server.metrics import Metrics
 from server.middleware import OPEN_PATHS, Gate, InPieces, Observe
 from server.settings import Settings
@@ -24,7 +25,12 @@ from server.text.tokenizer import Tokenizer
 ROUTERS = (generate.router, health.router, info.router, tokenize.router)
 
 
-def create_app(settings: Settings, client: EngineClient, tokenizer: Tokenizer) -> FastAPI:
+def create_app(
+    settings: Settings,
+    client: EngineClient,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults | None = None,
+) -> FastAPI:
     """Return the application, with which `client` starts and stops."""
     metrics = Metrics(client.stats)
     front = Front(
@@ -33,6 +39,7 @@ def create_app(settings: Settings, client: EngineClient, tokenizer: Tokenizer) -
         tokenizer=tokenizer,
         metrics=metrics,
         version=server_version(),
+        defaults=defaults or GenerationDefaults(),
     )
     app = FastAPIOffline(  # as FastAPI, but /docs brings its own script instead of a foreign host's
         title="Verbatim",

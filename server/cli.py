@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -36,11 +36,15 @@ from server.commands.shared import (
 from server.connection import affordable_connections
 from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
+from server.generation_config import read_generation_defaults
 from server.metrics import Metrics
 from server.protocol import bounded_protocol
 from server.settings import Settings, unknown_variables
 from server.shutdown import DrainingServer
+from server.text.chat_template import check_templates
 from server.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -90,7 +94,9 @@ def serve(
     as_text = logs.is_text(settings.log_format)
     loading = console.LoadingBar(as_text=as_text)
     client = _client(settings, folder, loading.show)
-    asgi = create_app(settings, client, _tokenizer(folder))
+    _from_folder(check_templates, folder)  # before it is asked for
+    defaults = _from_folder(read_generation_defaults, folder)
+    asgi = create_app(settings, client, _from_folder(Tokenizer, folder), defaults)
     config = uvicorn.Config(
         asgi,
         host=settings.host,
@@ -189,9 +195,10 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
         front = Front(
             settings=settings,
             client=client,
-            tokenizer=_tokenizer(folder),
+            tokenizer=_from_folder(Tokenizer, folder),
             metrics=Metrics(client.stats),
             version=server_version(),
+            defaults=_from_folder(read_generation_defaults, folder),
         )
         job = translate(parse_body(GenerateBody, msgspec.json.encode(body)), front, is_stream=True)
         generation = Generation(job, client.submit(job.request), front, time.monotonic())
@@ -211,9 +218,9 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
 # ---- what both need ---------------------------------------------------------------------------------------
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _from_folder(read: Callable[[Path], T], folder: Path) -> T:
     try:
-        return Tokenizer(folder)
+        return read(folder)
     except ValueError as error:
         fail(str(error))
 

@@ -291,6 +291,37 @@ def test_a_folder_that_cannot_be_served_ends_in_one_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        (
+            "chat_template.jinja",
+            "hi\n{% if %}",
+            "line 2: Expected an expression, got 'end of statement block'",
+        ),
+        (
+            "chat_template.jinja",
+            "{{ 10 ** (10 ** 8) }}",
+            "the chat template takes more than 2 s of processor",
+        ),
+        ("generation_config.json", '{"num_beams": 4}', "num_beams is 4, which is not supported"),
+        ("tokenizer_config.json", "[]", "it must hold an object, not a list"),
+        ("tokenizer.json", "{}", ""),
+    ],
+)
+def test_a_folder_whose_text_cannot_be_served_ends_in_one_line(
+    name: str, content: str, cause: str, tmp_path: Path
+) -> None:
+    write_folder(tmp_path)
+    (tmp_path / name).write_text(content)
+    ended = subprocess.run(
+        command("serve", "--port", "0", str(tmp_path)), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"verbatim: cannot load {tmp_path / name}: {cause}")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["serve", "no/such/folder"], "no/such/folder: there is no such folder"),

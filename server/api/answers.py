@@ -57,6 +57,9 @@ class StreamDetails(Answer):
     input_length: int
     seed: int | None = Field(description="null for greedy")
     parameters: dict[str, Any] = Field(description="every parameter as it took effect")
+    parameters_from: dict[str, Literal["request", "model", "server"]] = Field(
+        description="whose word each of them is"
+    )
     timings: AnswerTimings
 
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from model.interface import ModelInfo
 from server.engine.client import EngineClient
 from server.errors import Unavailable
+from server.generation_config import GenerationDefaults
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class Front:
     tokenizer: Tokenizer
     metrics: Metrics
     version: str
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)  # the model's own wishes
     # For long bodies. More would only take turns, and each holds a body and what is made of it.
     body_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 

@@ -86,6 +86,7 @@ class Generation:
             "input_length": len(self.job.request.prompt_ids),
             "seed": self.job.seed,
             "parameters": self.job.parameters,
+            "parameters_from": self.job.parameters_from,
             "timings": self._wire_timings(),
         }
 

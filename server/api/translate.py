@@ -6,22 +6,17 @@ Here is every rule that needs the vocabulary, the context or two fields at once.
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from model.sampling.sampling_params import SamplingParams
 from server.api.front import Front
-from server.api.schemas import SAMPLING_FIELDS, GenerateBody, GenerateParameters, TextParameters
+from server.api.precedence import Origin, choose_length, choose_sampling
+from server.api.schemas import GenerateBody, GenerateParameters, TextParameters
 from server.engine.request import GenerationRequest
 from server.errors import ValidationFailed
 
 _LONGEST_MS = 10**10  # four months: no answer takes that long, and a timer cannot count for ever
-_DRAWN_SEEDS = 2**53  # every JSON reader keeps integers below it
-
-# What asks for a draw if `do_sample` does not say. A seed alone does not: it is harmless to greedy.
-_ASKS_FOR_DRAW = ("temperature", "top_k", "top_p", "typical_p", "min_p")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +34,7 @@ class Job:
     wants_details: bool
     is_stream: bool
     parameters: Mapping[str, object]  # every parameter as it took effect
+    parameters_from: Mapping[str, Origin]  # whose word each of them is
 
     @property
     def seed(self) -> int | None:
@@ -53,15 +49,22 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
     if wish.decoder_input_details and is_stream:
         raise ValidationFailed("parameters.decoder_input_details cannot be had in a stream")
     check_ids("parameters.stop_token_ids", wish.stop_token_ids or (), info.vocab_size)
-    sampling = _sampling(wish, info.vocab_size)
+    sampling, origins = choose_sampling(wish, front.defaults, info.vocab_size)
     limit = front.settings.max_num_seqs + front.settings.max_waiting
     num_choices = _num_choices(wish, sampling, is_stream, limit)
 
     name = "prompt" if body.inputs is None else "inputs"
     given: str | list[int] = getattr(body, name)
     prompt_ids = _prompt_ids(name, given, wish.truncate, front)
-    max_new_tokens = _max_new_tokens(name, len(prompt_ids), wish.max_new_tokens, info.max_total_tokens)
-    min_new_tokens = wish.min_new_tokens or 0
+    room = _room(name, len(prompt_ids), info.max_total_tokens)
+    wanted, origins["max_new_tokens"] = choose_length(
+        wish.max_new_tokens, front.defaults.max_new_tokens, room
+    )
+    max_new_tokens = _max_new_tokens(wanted, room, len(prompt_ids), info.max_total_tokens)
+    least, origins["min_new_tokens"] = choose_length(
+        wish.min_new_tokens, front.defaults.min_new_tokens, max_new_tokens
+    )
+    min_new_tokens = least or 0
     if min_new_tokens > max_new_tokens:
         raise ValidationFailed(
             f"parameters.min_new_tokens is {_cut(min_new_tokens)}, max_new_tokens allows {max_new_tokens}"
@@ -92,7 +95,8 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
         deadline_s=None if wish.deadline_ms is None else min(wish.deadline_ms, _LONGEST_MS) / 1000,
         wants_details=bool(wish.details),
         is_stream=is_stream,
-        parameters=_as_it_took_effect(wish, request, include_stop_str),
+        parameters=(parameters := _as_it_took_effect(wish, request, include_stop_str)),
+        parameters_from={name: _origin(name, wish, origins) for name in parameters},
     )
 
 
@@ -162,8 +166,7 @@ def _room(name: str, num_prompt_tokens: int, max_total: int, at_least: str = "")
     return room
 
 
-def _max_new_tokens(name: str, num_prompt_tokens: int, wanted: int | None, max_total: int) -> int:
-    room = _room(name, num_prompt_tokens, max_total)
+def _max_new_tokens(wanted: int | None, room: int, num_prompt_tokens: int, max_total: int) -> int:
     if wanted is not None and wanted > room:
         raise ValidationFailed(
             f"parameters.max_new_tokens is {_cut(wanted)}, at most {room} fit: the prompt has "
@@ -172,39 +175,12 @@ def _max_new_tokens(name: str, num_prompt_tokens: int, wanted: int | None, max_t
     return wanted or room
 
 
-def _sampling(wish: TextParameters, vocab_size: int) -> SamplingParams:
-    given: dict[str, Any] = {
-        name: value for name in SAMPLING_FIELDS if (value := getattr(wish, name)) is not None
-    }
-    if wish.do_sample and given.get("temperature") == 0:
-        raise ValidationFailed(
-            "parameters.do_sample is true and parameters.temperature is 0, which is greedy"
-        )
-    if not _draws(wish.do_sample, given):
-        given["temperature"] = 0.0
-    if given.get("top_n_tokens", 0) > vocab_size:
-        raise ValidationFailed(
-            f"parameters.top_n_tokens is {given['top_n_tokens']}, at most the vocabulary's {vocab_size}"
-        )
-    if "logit_bias" in given:
-        pairs = sorted((int(key), float(bias)) for key, bias in given["logit_bias"].items())
-        for token_id, _ in pairs:
-            if token_id >= vocab_size:
-                raise ValidationFailed(
-                    f"parameters.logit_bias has id {token_id}, it must be 0 to {vocab_size - 1}"
-                )
-        given["logit_bias"] = tuple(pairs)
-    given.setdefault("seed", secrets.randbelow(_DRAWN_SEEDS))
-    return SamplingParams(**given)
-
-
-def _draws(do_sample: bool | None, given: Mapping[str, Any]) -> bool:
-    if do_sample:
-        return True
-    if "temperature" in given:
-        return bool(given["temperature"])
-    neutral = SamplingParams()
-    return any(given.get(name, getattr(neutral, name)) != getattr(neutral, name) for name in _ASKS_FOR_DRAW)
+def _origin(name: str, wish: TextParameters, origins: Mapping[str, Origin]) -> Origin:
+    if name in origins:
+        return origins[name]
+    if getattr(wish, name) is not None or (name == "stop_token_ids" and wish.ignore_eos):
+        return "request"
+    return "model" if name == "stop_token_ids" else "server"
 
 
 def _as_it_took_effect(

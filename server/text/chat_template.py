@@ -62,6 +62,12 @@ def find_templates(folder: Path) -> dict[str, Source]:
     return {}
 
 
+def check_templates(folder: Path) -> None:
+    """Raise `ValueError` if the folder has a chat template that cannot be read."""
+    if find_templates(folder):
+        ChatTemplate(folder, {}).close()
+
+
 class ChatTemplate:
     """The chat template of one folder; safe to share between threads, which take turns.
 

@@ -19,6 +19,7 @@ import tokenizers
 import uvicorn
 
 from server.app import create_app
+from server.generation_config import GenerationDefaults
 from server.protocol import bounded_protocol
 from server.settings import Settings, load_settings
 from server.text.tokenizer import Tokenizer
@@ -154,11 +155,15 @@ def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
 
 
 @contextmanager
-def serve(loop: Literal["auto", "asyncio", "uvloop"] = "auto", **flags: object) -> Iterator[Live]:
-    """A server with these settings, until the block ends."""
+def serve(
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto",
+    defaults: GenerationDefaults | None = None,
+    **flags: object,
+) -> Iterator[Live]:
+    """A server with these settings and a model with these wishes, until the block ends."""
     settings: Settings = load_settings(**flags)
     engine, tokenizer = FakeEngine(), byte_tokenizer()
-    app = create_app(settings, engine, tokenizer)
+    app = create_app(settings, engine, tokenizer, defaults)
 
     async def crash() -> None:
         raise RuntimeError("a bug that names /a/path")
