@@ -9,17 +9,22 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.batch import ForwardBatch, PairGroup
+from model.batch import QUERY_TILE, ForwardBatch, PairGroup
 from model.config import DecoderConfig
-from model.kv_cache import KEY_TILE, KVCache
+from model.embeddings import Rotate
+from model.kv_cache import KVCache
 from model.linear import Linear, padded
+from model.norms import make_head_norm
 
 
 class Attend(Protocol):
     """Where the rows of one sequence meet: scores, scale, mask, softmax, weighted sum, for all heads."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim] -> like q."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+        """q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim] -> like q.
+
+        sinks: [num_heads], one more score for each head, to which no value belongs.
+        """
         ...
 
 
@@ -34,14 +39,17 @@ class MaskedMultiHeadAttention(nn.Module):
         self.wq = Linear(config.hidden_size, query_size, config.has_attention_bias)
         self.wk = Linear(config.hidden_size, key_size, config.has_attention_bias)
         self.wv = Linear(config.hidden_size, key_size, config.has_attention_bias)
-        self.wo = Linear(query_size, config.hidden_size, config.has_attention_bias)
+        self.wo = Linear(query_size, config.hidden_size, config.has_attention_output_bias)
+        self.q_norm = make_head_norm(config, config.num_heads)
+        self.k_norm = make_head_norm(config, config.num_kv_heads)
+        self.sinks = nn.Parameter(torch.empty(config.num_heads)) if config.has_attention_sinks else None
 
-    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
-        q = rotate(self._in_heads(self.wq(x)))  # [num_tokens, num_heads, head_dim]
-        k = rotate(self._in_heads(self.wk(x)))  # [num_tokens, num_kv_heads, head_dim]
+        q = rotate(self.q_norm(self._in_heads(self.wq(x))))  # [num_tokens, num_heads, head_dim]
+        k = rotate(self.k_norm(self._in_heads(self.wk(x))))  # [num_tokens, num_kv_heads, head_dim]
         v = self._in_heads(self.wv(x))
-        heads = attend(self.layer, q, k, v)  # [num_tokens, num_heads, head_dim]
+        heads = attend(self.layer, q, k, v, self.sinks)  # [num_tokens, num_heads, head_dim]
         concatenated = heads.flatten(1)
         out: Tensor = self.wo(concatenated)
         return out
@@ -59,23 +67,36 @@ class PagedAttention:
     (Milakov & Gimelshein 2018; Dao et al. 2022). Computed in float32 whatever the cache's dtype.
     """
 
-    def __init__(self, batch: ForwardBatch, cache: KVCache, num_query_heads_per_kv_head: int) -> None:
+    def __init__(self, batch: ForwardBatch, cache: KVCache, config: DecoderConfig) -> None:
         self.batch = batch
         self.cache = cache
-        self.group_size = num_query_heads_per_kv_head
-        self.masks = [_Mask(group, self.group_size) for group in batch.groups]
+        self.config = config
+        self.group_size = config.num_heads // config.num_kv_heads
+        self.masks = {
+            window: [_Mask(group, self.group_size, window) for group in groups]
+            for window, groups in batch.groups.items()
+        }
+        self.slopes = None
+        if config.alibi_slopes:
+            slopes = torch.tensor(config.alibi_slopes, device=batch.slots.device)
+            self.slopes = self._by_kv_head(slopes)  # [num_kv_heads, 1, group_size, 1]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         """Writes k and v to the cache, then looks up each row of q."""
         self.cache.write(layer, self.batch.slots, k, v)
         head_dim = q.shape[-1]
-        q = padded(q.float() / math.sqrt(head_dim))
+        q = padded(q.float() * self.config.score_scale)
+        if sinks is not None:  # [num_kv_heads, 1, QUERY_TILE * group_size, 1]
+            sinks = self._by_kv_head(sinks.float()).repeat(1, 1, QUERY_TILE, 1)
         out = torch.empty_like(q)
-        for group, mask in zip(self.batch.groups, self.masks, strict=True):
-            out.index_copy_(0, group.out_rows, self._attend_group(layer, q, group, mask))
+        window = self.config.layer_windows[layer]
+        for group, mask in zip(self.batch.groups[window], self.masks[window], strict=True):
+            out.index_copy_(0, group.out_rows, self._attend_group(layer, q, group, mask, sinks))
         return out[..., :head_dim].to(v.dtype)
 
-    def _attend_group(self, layer: int, q: Tensor, group: PairGroup, mask: _Mask) -> Tensor:
+    def _attend_group(
+        self, layer: int, q: Tensor, group: PairGroup, mask: _Mask, sinks: Tensor | None
+    ) -> Tensor:
         """The rows of one group: [len(group.out_rows), num_heads, head_dim]."""
         tiles = torch.unflatten(q[group.rows], 2, (-1, self.group_size))
         # [num_kv_heads, num_query_tiles, QUERY_TILE * group_size, head_dim]
@@ -85,7 +106,7 @@ class PagedAttention:
         values.flatten(1, 2).index_fill_(1, mask.unseen_keys, 0.0)
 
         # Dot products (q is scaled already), mask, softmax (its division comes last), weighted sum of V.
-        scores = _batched_product(queries, keys.transpose(-1, -2))
+        scores = self._adjusted(_batched_product(queries, keys.transpose(-1, -2)), group)
         scores.masked_fill_(mask.is_hidden, torch.finfo(scores.dtype).min)
         largest = scores.amax(-1, keepdim=True)  # of each row in each pair
         weights = torch.exp(scores - largest)
@@ -96,18 +117,48 @@ class PagedAttention:
         rescale = torch.exp(largest - common.index_select(1, group.pair_query))
         weighted = _merge(torch.add, weighted * rescale, group.num_reaching)
         sums = _merge(torch.add, sums * rescale, group.num_reaching)
+        if sinks is not None:
+            sums = sums + torch.exp(sinks - common)
         heads = torch.unflatten(weighted / sums, 2, (-1, self.group_size))
         rows = heads.permute(1, 2, 0, 3, 4).reshape(-1, *q.shape[1:])
         return rows.index_select(0, group.out_places)
 
+    def _adjusted(self, scores: Tensor, group: PairGroup) -> Tensor:
+        """The scores, capped, and with ALiBi's bias (Press et al. 2021), where a decoder has these.
+
+        scores: [num_kv_heads, num_pairs, QUERY_TILE * group_size, KEY_TILE]. What grows with the key's
+        position falls with its distance: softmax sees only differences within a row.
+        """
+        if self.config.attention_softcap is not None:
+            scores = softcap(scores, self.config.attention_softcap)
+        if self.slopes is not None:
+            keys = group.key_positions()[:, None, :].float()
+            if self.config.is_alibi_rounded:
+                bias = (self.slopes * keys.bfloat16()).bfloat16().float() * self.config.score_scale
+            else:
+                bias = self.slopes * keys  # [num_kv_heads, num_pairs, group_size, KEY_TILE]
+            torch.unflatten(scores, 2, (QUERY_TILE, -1)).add_(bias.unsqueeze(2))
+        return scores
+
+    def _by_kv_head(self, of_heads: Tensor) -> Tensor:
+        """[num_heads] -> [num_kv_heads, 1, group_size, 1]."""
+        return of_heads.view(-1, 1, self.group_size, 1)
+
+
+def softcap(scores: Tensor, cap: float) -> Tensor:
+    """Scores bent to lie between -cap and cap (Bello et al. 2016)."""
+    return cap * torch.tanh(scores / cap)
+
 
 class _Mask:
-    """No position sees a later one: the keys that each row of each pair must not see, in every layer."""
+    """No position sees a later one, nor one before its window: the keys hidden from each row of each pair."""
 
-    def __init__(self, group: PairGroup, group_size: int) -> None:
-        keys = group.pair_start[:, None] + torch.arange(KEY_TILE, device=group.pair_start.device)
-        queries = group.query_positions[group.pair_query]
-        hidden = keys[:, None, :] > queries[:, :, None]  # [num_pairs, QUERY_TILE, KEY_TILE]
+    def __init__(self, group: PairGroup, group_size: int, window: int | None) -> None:
+        keys = group.key_positions()[:, None, :]
+        queries = group.query_positions[group.pair_query][:, :, None]
+        hidden = keys > queries  # [num_pairs, QUERY_TILE, KEY_TILE]
+        if window is not None:
+            hidden |= keys <= queries - window
         self.is_hidden = hidden.repeat_interleave(group_size, 1)
         # Keys that no row sees may be left from another sequence: 0 * NaN would carry its NaN over.
         self.unseen_keys = hidden.all(1).flatten().nonzero().squeeze(1)  # of [num_pairs * KEY_TILE]
@@ -136,13 +187,16 @@ def _merge(combine: Callable[[Tensor, Tensor], Tensor], pairs: Tensor, num_reach
 
 
 class WholeSequences:
-    """`Attend` for training: whole sequences of one length, no cache. softmax(Q K^T / sqrt(d_k) + mask) V."""
+    """`Attend` for training: whole sequences of one length, no cache. softmax(Q K^T / sqrt(d_k) + mask) V.
+
+    The document's attention alone: no windows, caps, biases, sinks or other scales.
+    """
 
     def __init__(self, num_sequences: int, length: int, device: torch.device) -> None:
         self.num_sequences = num_sequences
         self.mask = torch.full((length, length), -torch.inf, device=device).triu(1)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         """Rows are ordered by sequence, then by position."""
         k, v = (rows.repeat_interleave(q.shape[1] // rows.shape[1], 1) for rows in (k, v))
         q, k, v = (

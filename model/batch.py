@@ -10,11 +10,14 @@ prefix of those that reach key tile j - 1, and `num_reaching` is all that mergin
 
     key tile   0          1        2
     pair       a b c d    a b c    a          num_reaching = [4, 3, 1]
+
+Where queries see a window of keys only, a query tile's key tiles are counted from the first that any of its
+rows sees. Whether a tile that a row sees nothing of is there does not change the row's bits: it adds zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,17 +39,18 @@ class QueryTile:
     num_rows: int
     block_table: Sequence[int]
 
-    @property
-    def num_key_tiles(self) -> int:
-        """How many key tiles its last row looks at."""
-        return (self.first_position + self.num_rows - 1) // KEY_TILE + 1
+    def key_tiles(self, window: int | None) -> range:
+        """The key tiles that its rows look at: from the first row's first to the last row's last."""
+        first = 0 if window is None else max(0, self.first_position - window + 1)
+        last = self.first_position + self.num_rows - 1
+        return range(first // KEY_TILE, last // KEY_TILE + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class PairGroup:
     """Pairs that are computed in one go."""
 
-    num_reaching: list[int]  # [j]: how many of this group's query tiles reach key tile j
+    num_reaching: list[int]  # [j]: how many of this group's query tiles have a j-th key tile
     rows: Tensor  # [num_query_tiles, QUERY_TILE] the batch's row at each place; short tiles repeat their last
     query_positions: Tensor  # [num_query_tiles, QUERY_TILE]
     pair_query: Tensor  # [num_pairs] the query tile of each pair
@@ -54,6 +58,10 @@ class PairGroup:
     pair_blocks: Tensor  # [num_pairs * BLOCKS_PER_TILE] the blocks of its keys
     out_rows: Tensor  # [num_rows] the batch's rows that this group computes
     out_places: Tensor  # [num_rows] where each of them stands in `rows.flatten()`
+
+    def key_positions(self) -> Tensor:
+        """Of each pair: [num_pairs, KEY_TILE]."""
+        return self.pair_start[:, None] + torch.arange(KEY_TILE, device=self.pair_start.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +71,20 @@ class ForwardBatch:
     token_ids: Tensor  # [num_tokens]
     positions: Tensor  # [num_tokens]
     slots: Tensor  # [num_tokens] where in the cache each row's key and value go
-    groups: list[PairGroup]
+    groups: dict[int | None, list[PairGroup]]  # by the window of keys that a query sees
 
     @classmethod
-    def build(cls, items: Sequence[StepItem], max_pairs: int, device: torch.device) -> ForwardBatch:
-        """Lay out a step. A group has at most `max_pairs` pairs, unless one query tile alone has more."""
+    def build(
+        cls,
+        items: Sequence[StepItem],
+        max_pairs: int,
+        device: torch.device,
+        windows: Iterable[int | None] = (None,),
+    ) -> ForwardBatch:
+        """Lay out a step, once for each window that a layer has.
+
+        A group has at most `max_pairs` pairs, unless one query tile alone has more.
+        """
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -78,12 +95,13 @@ class ForwardBatch:
             for position in range(item.start, item.start + len(item.token_ids)):
                 positions.append(position)
                 slots.append(item.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
-        tiles.sort(key=lambda tile: -tile.num_key_tiles)
         return cls(
             token_ids=torch.tensor(token_ids, device=device),
             positions=torch.tensor(positions, device=device),
             slots=torch.tensor(slots, device=device),
-            groups=[_pair_group(group, device) for group in _grouped(tiles, max_pairs)],
+            groups={
+                window: _pair_groups(tiles, window, max_pairs, device) for window in dict.fromkeys(windows)
+            },
         )
 
 
@@ -93,32 +111,43 @@ def _query_tiles(item: StepItem, first_row: int) -> Iterator[QueryTile]:
         yield QueryTile(first_row + offset, item.start + offset, num_rows, item.block_table)
 
 
-def _grouped(tiles: list[QueryTile], max_pairs: int) -> Iterator[list[QueryTile]]:
-    group: list[QueryTile] = []
+def _pair_groups(
+    tiles: list[QueryTile], window: int | None, max_pairs: int, device: torch.device
+) -> list[PairGroup]:
+    """The query tiles with their key tiles, those with the most first, in groups."""
+    reaching = sorted(((tile, tile.key_tiles(window)) for tile in tiles), key=lambda pair: -len(pair[1]))
+    return [_pair_group(group, device) for group in _grouped(reaching, max_pairs)]
+
+
+def _grouped(
+    reaching: list[tuple[QueryTile, range]], max_pairs: int
+) -> Iterator[list[tuple[QueryTile, range]]]:
+    group: list[tuple[QueryTile, range]] = []
     num_pairs = 0
-    for tile in tiles:
-        if group and num_pairs + tile.num_key_tiles > max_pairs:
+    for tile, key_tiles in reaching:
+        if group and num_pairs + len(key_tiles) > max_pairs:
             yield group
             group, num_pairs = [], 0
-        group.append(tile)
-        num_pairs += tile.num_key_tiles
+        group.append((tile, key_tiles))
+        num_pairs += len(key_tiles)
     if group:
         yield group
 
 
-def _pair_group(tiles: list[QueryTile], device: torch.device) -> PairGroup:
-    """Tiles come longest context first."""
+def _pair_group(reaching: list[tuple[QueryTile, range]], device: torch.device) -> PairGroup:
+    """Query tiles and their key tiles; those that have most come first."""
+    tiles = [tile for tile, _ in reaching]
     places = [[min(place, tile.num_rows - 1) for place in range(QUERY_TILE)] for tile in tiles]
     num_reaching: list[int] = []
     pair_query: list[int] = []
     pair_start: list[int] = []
     pair_blocks: list[int] = []
-    for key_tile in range(tiles[0].num_key_tiles):
-        reaching = [tile for tile in tiles if tile.num_key_tiles > key_tile]
-        num_reaching.append(len(reaching))
-        pair_query.extend(range(len(reaching)))
-        pair_start.extend([key_tile * KEY_TILE] * len(reaching))
-        for tile in reaching:
+    for j in range(len(reaching[0][1])):
+        still = [(tile, key_tiles[j]) for tile, key_tiles in reaching if len(key_tiles) > j]
+        num_reaching.append(len(still))
+        pair_query.extend(range(len(still)))
+        for tile, key_tile in still:
+            pair_start.append(key_tile * KEY_TILE)
             blocks = tile.block_table[key_tile * BLOCKS_PER_TILE : (key_tile + 1) * BLOCKS_PER_TILE]
             pair_blocks.extend(blocks)
             # The table may end within the tile. Any block will do: what lies there is masked.

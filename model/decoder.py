@@ -6,18 +6,18 @@ rows in, rows out. Where the rows of one sequence meet is `attend` (see attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import Attend, MaskedMultiHeadAttention
+from model.attention import Attend, MaskedMultiHeadAttention, softcap
 from model.config import DecoderConfig
-from model.embeddings import POSITIONS, TokenEmbedding
+from model.embeddings import POSITIONS, Rotate, TokenEmbedding
 from model.feed_forward import FeedForward
 from model.linear import Linear
-from model.norms import ADD_AND_NORM, make_norm
+from model.mixture_of_experts import MixtureOfExperts
+from model.norms import add_and_norm_post, add_and_norm_pre, make_input_norm, make_norm, make_output_norm
 
 
 class DecoderLayer(nn.Module):
@@ -26,16 +26,25 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         self.attention = MaskedMultiHeadAttention(config, index)
-        self.attention_norm = make_norm(config)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = make_norm(config)
-        self.add_and_norm = ADD_AND_NORM[config.norm_placement]
+        self.attention_norm = make_input_norm(config)
+        self.attention_output_norm = make_output_norm(config)
+        experts = config.experts_of(index)
+        self.feed_forward = MixtureOfExperts(config, experts) if experts else FeedForward(config)
+        self.feed_forward_norm = self.attention_norm if config.is_norm_shared else make_input_norm(config)
+        self.feed_forward_output_norm = make_output_norm(config)
+        self.add_and_norm = add_and_norm_post if config.norm_placement == "post" else add_and_norm_pre
+        self.is_parallel = config.is_parallel
 
-    def forward(self, x: Tensor, rotate: Callable[[Tensor], Tensor], attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
         attention = partial(self.attention, rotate=rotate, attend=attend)
-        x = self.add_and_norm(x, attention, self.attention_norm)
-        return self.add_and_norm(x, self.feed_forward, self.feed_forward_norm)
+        attended = self.add_and_norm(x, attention, self.attention_norm, self.attention_output_norm)
+        if self.is_parallel:  # both sub-layers see x (Wang & Komatsuzaki 2021)
+            fed: Tensor = self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x)))
+            return attended + fed
+        return self.add_and_norm(
+            attended, self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm
+        )
 
 
 class Decoder(nn.Module):
@@ -44,12 +53,15 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, config.embedding_scale)
+        self.embedding = TokenEmbedding(config)
         self.positions = POSITIONS[config.positions](config)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))
         # Post-norm ends every layer with a norm; pre-norm leaves the last one's output without.
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
-        self.output = Linear(config.hidden_size, config.vocab_size, has_bias=False)
+        self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
+        size = config.embedding_size or config.hidden_size
+        is_narrow = config.embedding_size is not None
+        self.output_projection = Linear(config.hidden_size, size, False) if is_narrow else nn.Identity()
+        self.output = Linear(size, config.vocab_size, config.has_output_bias)
         if config.is_output_tied:
             self.output.weight = self.embedding.weight
 
@@ -60,15 +72,17 @@ class Decoder(nn.Module):
         """
         x: Tensor = self.embedding(token_ids)
         x = self.positions.add(x, positions)
-        rotate = partial(self.positions.rotate, positions=positions)
-        for layer in self.layers:
+        rotations = self.positions.rotations(positions)
+        for layer, rotate in zip(self.layers, rotations, strict=True):
             x = layer(x, rotate, attend)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """The last linear layer. x: [num_rows, hidden_size] -> [num_rows, vocab_size], float32."""
-        logits: Tensor = self.output(self.final_norm(x))
-        return logits.float()
+        logits: Tensor = self.output(self.output_projection(self.final_norm(x))).float()
+        if self.config.logits_scale != 1.0:
+            logits = logits * self.config.logits_scale
+        return logits if self.config.logits_softcap is None else softcap(logits, self.config.logits_softcap)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The logits after each position: [num_tokens] -> [num_tokens, vocab_size], float32."""

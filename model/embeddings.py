@@ -1,41 +1,64 @@
 """How token ids and positions enter the decoder: token embeddings and positional encodings.
 
-Each positional encoding acts at one of two places, and leaves the other alone: it is *added* to the
-embeddings (the document's way), or it *rotates* queries and keys. Knows nothing of attention itself.
+Each positional encoding acts at one place, and leaves the others alone: it is *added* to the embeddings
+(the document's way), or it *rotates* queries and keys. ALiBi acts on the scores: see attention.py.
+Knows nothing of attention itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from model.config import DecoderConfig
+from model.config import DecoderConfig, Rotation
+from model.linear import Linear
+from model.norms import make_norm
+
+# Turns queries or keys, [num_tokens, any_heads, head_dim], by the position of each row.
+Rotate = Callable[[Tensor], Tensor]
 
 
 class TokenEmbedding(nn.Module):
-    """One learned vector for each id of the vocabulary, times `scale`."""
+    """One learned vector for each id of the vocabulary, times `embedding_scale`.
 
-    def __init__(self, vocab_size: int, hidden_size: int, scale: float) -> None:
+    Where a family has it, a projection to `hidden_size` follows, or a norm.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.scale = scale
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.scale = config.embedding_scale
+        size = config.embedding_size or config.hidden_size
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, size))
+        is_narrow = config.embedding_size is not None
+        self.projection = Linear(size, config.hidden_size, False) if is_narrow else nn.Identity()
+        self.norm = make_norm(config) if config.has_embedding_norm else nn.Identity()
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids: [num_tokens] -> [num_tokens, hidden_size]."""
         x = torch.embedding(self.weight, token_ids)
-        return x if self.scale == 1.0 else x * self.scale
+        if self.scale != 1.0:
+            # The factor in x's dtype: Gemma was trained with sqrt(3072) as bfloat16 has it, 55.5.
+            x = x * torch.tensor(self.scale, dtype=x.dtype).item()
+        out: Tensor = self.norm(self.projection(x))
+        return out
 
 
 class PositionalEncoding(nn.Module):
     """The two places at which positions can enter; by default neither changes anything."""
 
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_layers = config.num_layers
+
     def add(self, x: Tensor, positions: Tensor) -> Tensor:
         """x: [num_tokens, hidden_size], positions: [num_tokens] -> x with its positions added."""
         return x
 
-    def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """heads: [num_tokens, any_heads, head_dim], queries or keys -> the same, turned by position."""
-        return heads
+    def rotations(self, positions: Tensor) -> list[Rotate]:
+        """How each layer turns its queries and keys. positions: [num_tokens]."""
+        return [_unturned] * self.num_layers
 
 
 class SinusoidalPositions(PositionalEncoding):
@@ -44,9 +67,10 @@ class SinusoidalPositions(PositionalEncoding):
     table: Tensor  # [max_positions, hidden_size], float32
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         # Computed on the CPU in float64 wherever the weights live: a checkpoint does not hold it.
-        angles = _angles(config.max_positions, config.hidden_size, 10_000.0)
+        exponents = torch.arange(0, config.hidden_size, 2, dtype=torch.float64, device="cpu")
+        angles = _angles(config.max_positions, 10_000.0 ** -(exponents / config.hidden_size))
         table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
         self.register_buffer("table", table.float(), persistent=False)
 
@@ -59,7 +83,7 @@ class LearnedPositions(PositionalEncoding):
     """One learned vector for each position, added."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.max_positions, config.hidden_size))
 
     def add(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -68,34 +92,65 @@ class LearnedPositions(PositionalEncoding):
 
 
 class RotaryPositions(PositionalEncoding):
-    """Turns the pair (i, i + head_dim/2) by p / theta^(2i/head_dim) (Su et al. 2021; halves: GPT-NeoX)."""
-
-    cos: Tensor  # [max_positions, head_dim / 2], float32
-    sin: Tensor
+    """Turns pairs of elements by p * frequency (Su et al. 2021); layers may differ in their frequencies."""
 
     def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        kinds = list(dict.fromkeys(filter(None, config.rotations)))
+        self.tables = nn.ModuleList(RotaryTable(kind, config.max_positions) for kind in kinds)
+        self.table_of_layer = [kinds.index(kind) if kind else None for kind in config.rotations]
+
+    def rotations(self, positions: Tensor) -> list[Rotate]:
+        """The angles are looked up once for a step, not once for a layer."""
+        turns: list[Rotate] = [table(positions) for table in self.tables]
+        return [_unturned if table is None else turns[table] for table in self.table_of_layer]
+
+
+class RotaryTable(nn.Module):
+    """The cosines and sines of one `Rotation`."""
+
+    cos: Tensor  # [max_positions, number of pairs], float32
+    sin: Tensor
+
+    def __init__(self, rotation: Rotation, max_positions: int) -> None:
         super().__init__()
-        angles = _angles(config.max_positions, config.head_dim, config.rope_theta)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.is_interleaved = rotation.is_interleaved
+        frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device="cpu")
+        angles = _angles(max_positions, frequencies)
+        self.register_buffer("cos", (angles.cos() * rotation.amplitude).float(), persistent=False)
+        self.register_buffer("sin", (angles.sin() * rotation.amplitude).float(), persistent=False)
 
-    def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Computes in float32 and returns heads' dtype."""
+    def forward(self, positions: Tensor) -> Rotate:
+        """How to turn rows at these positions. The turning is computed in float32, and keeps the dtype."""
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        first, second = heads.float().chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned.to(heads.dtype)
+        size = 2 * cos.shape[-1]
+
+        def rotate(heads: Tensor) -> Tensor:
+            turned, rest = heads[..., :size].float(), heads[..., size:]
+            if self.is_interleaved:
+                first, second = turned[..., 0::2], turned[..., 1::2]
+            else:
+                first, second = turned.chunk(2, dim=-1)
+            pair = (first * cos - second * sin, second * cos + first * sin)
+            turned = torch.stack(pair, -1).flatten(-2) if self.is_interleaved else torch.cat(pair, -1)
+            return torch.cat((turned.to(heads.dtype), rest), -1) if rest.shape[-1] else turned.to(heads.dtype)
+
+        return rotate
 
 
-POSITIONS: dict[str, type[SinusoidalPositions] | type[LearnedPositions] | type[RotaryPositions]] = {
+POSITIONS: dict[str, type[PositionalEncoding]] = {
     "sinusoidal": SinusoidalPositions,
     "learned": LearnedPositions,
     "rotary": RotaryPositions,
+    "alibi": PositionalEncoding,
 }
 
 
-def _angles(max_positions: int, width: int, base: float) -> Tensor:
-    """p / base^(2i/width) for each position p and i < width/2: [max_positions, width / 2], float64."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+def _unturned(heads: Tensor) -> Tensor:
+    return heads
+
+
+def _angles(max_positions: int, frequencies: Tensor) -> Tensor:
+    """p * frequency for each position p: [max_positions, len(frequencies)], float64."""
     positions = torch.arange(max_positions, dtype=torch.float64, device="cpu")
-    return torch.outer(positions, base**-exponents)
+    return torch.outer(positions, frequencies)

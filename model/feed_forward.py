@@ -33,29 +33,46 @@ def silu(x: Tensor) -> Tensor:
     return x / (1.0 + torch.exp(-x))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), a coarse GELU (Hendrycks & Gimpel 2016)."""
+    return x / (1.0 + torch.exp(-1.702 * x))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + torch.exp(-x))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
+    "quick_gelu": quick_gelu,
 }
 
 
 class FeedForward(nn.Module):
     """`W2 act(W1 x)`; gated (Shazeer 2020): `W2 (act(W1 x) * W3 x)`."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, inner_size: int | None = None) -> None:
         super().__init__()
-        inner, outer, has_bias = config.feed_forward_size, config.hidden_size, config.has_feed_forward_bias
+        inner, outer = inner_size or config.feed_forward_size, config.hidden_size
+        has_bias = config.has_feed_forward_bias
         self.activation = ACTIVATIONS[config.activation]
+        self.limit = config.gate_limit
         self.w1 = Linear(outer, inner, has_bias)
         self.w2 = Linear(inner, outer, has_bias)
         self.w3 = Linear(outer, inner, has_bias) if config.is_gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
-        inner = self.activation(self.w1(x).float()).to(x.dtype)  # [num_tokens, feed_forward_size]
+        inner = self.w1(x)  # [num_tokens, feed_forward_size]
+        if self.limit is not None:  # gpt-oss
+            inner = inner.clamp(max=self.limit)
+        inner = self.activation(inner.float()).to(x.dtype)
         if self.w3 is not None:
-            inner = inner * self.w3(x)
+            factor = self.w3(x)
+            inner = inner * (factor if self.limit is None else factor.clamp(-self.limit, self.limit) + 1.0)
         out: Tensor = self.w2(inner)
         return out

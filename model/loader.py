@@ -168,7 +168,7 @@ def _fill(folder: ModelFolder, file: Any, device: torch.device, on_progress: Pro
     for stored_name in file.keys():  # noqa: SIM118
         tensor = file.get_tensor(stored_name)
         done += tensor.nbytes
-        for name, part in folder.family.parameters(stored_name, tensor):
+        for name, part in folder.family.parameters(stored_name, tensor, decoder.config):
             if name not in owners:
                 raise LoadError(f"{path.name}: tensor {stored_name!r} has no place in this model")
             expected = decoder.get_parameter(name).shape

@@ -17,50 +17,116 @@ from model.config import DecoderConfig
 class LayerNorm(nn.Module):
     """`(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension (Ba et al. 2016)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, has_bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size))
-        self.bias = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size)) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [num_tokens, size] -> the same shape and dtype."""
+        """x: [..., size] -> the same shape and dtype."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x**2) + eps) * weight` over the last dimension (Zhang & Sennrich 2019)."""
+    """`x / sqrt(mean(x**2) + eps) * (offset + weight)` over the last dimension (Zhang & Sennrich 2019)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.eps = eps
+        self.offset = offset
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [num_tokens, size] -> the same shape and dtype; the mean is taken in float32."""
+        """x: [..., size] -> the same shape and dtype; the mean is taken in float32."""
         wide = x.float()
         # Not rsqrt: its bits depend on the row's place, those of a root and a division do not.
         root = torch.sqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        if self.offset:  # in float32: 1 + weight would lose the weight's last digits in bfloat16
+            return (wide / root * (self.offset + self.weight.float())).to(x.dtype)
         return (wide / root).to(x.dtype) * self.weight
 
 
-NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+def make_norm(config: DecoderConfig, size: int | None = None) -> LayerNorm | RMSNorm:
+    """The norm that this decoder uses everywhere, over `size`: by default `hidden_size`."""
+    size = size or config.hidden_size
+    if config.norm == "rms_norm":
+        return RMSNorm(size, config.norm_eps, config.norm_offset)
+    return LayerNorm(size, config.norm_eps, config.has_norm_bias)
 
 
-def make_norm(config: DecoderConfig) -> LayerNorm | RMSNorm:
-    """The norm that this decoder uses everywhere, over `hidden_size`."""
-    return NORMS[config.norm](config.hidden_size, config.norm_eps)
+class AllHeadsNorm(nn.Module):
+    """The norm over all heads of a row at once (OLMo 2)."""
+
+    def __init__(self, config: DecoderConfig, num_heads: int) -> None:
+        super().__init__()
+        self.norm = make_norm(config, num_heads * config.head_dim)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: [num_tokens, num_heads, head_dim] -> the same shape."""
+        normed: Tensor = self.norm(heads.flatten(1))
+        return normed.view(heads.shape)
 
 
-def add_and_norm_post(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+class EachHeadNorm(nn.Module):
+    """A layer norm without bias over each head, with weights of its own (Command R+)."""
+
+    def __init__(self, config: DecoderConfig, num_heads: int) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.norms = nn.ModuleList(
+            LayerNorm(config.head_dim, config.norm_eps, has_bias=False) for _ in range(num_heads)
+        )
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads: [num_tokens, num_heads, head_dim] -> the same shape."""
+        weights = torch.stack([norm.get_parameter("weight") for norm in self.norms])
+        return F.layer_norm(heads, heads.shape[-1:], eps=self.eps) * weights
+
+
+def make_head_norm(config: DecoderConfig, num_heads: int) -> nn.Module:
+    """What queries or keys pass before they are turned: nothing, or a norm."""
+    if config.head_norm is None:
+        return nn.Identity()
+    if config.head_norm == "head":
+        return make_norm(config, config.head_dim)
+    return (AllHeadsNorm if config.head_norm == "all_heads" else EachHeadNorm)(config, num_heads)
+
+
+class Scaled(nn.Module):
+    """x times a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * self.factor
+
+
+def make_input_norm(config: DecoderConfig) -> nn.Module:
+    """The norm before a sub-layer; with post-norm the one after the skip connection."""
+    return nn.Identity() if config.norm_placement == "output" else make_norm(config)
+
+
+def make_output_norm(config: DecoderConfig) -> nn.Module:
+    """What a sub-layer's output passes before it is added to the stream: nothing, a norm, or a factor."""
+    if config.norm_placement in ("output", "sandwich"):
+        return make_norm(config)
+    return nn.Identity() if config.residual_scale == 1.0 else Scaled(config.residual_scale)
+
+
+Sublayer = Callable[[Tensor], Tensor]
+
+
+def add_and_norm_post(x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module) -> Tensor:
     """The document's Add & Norm: the skip connection, then the norm."""
-    normed: Tensor = norm(x + sublayer(x))
+    normed: Tensor = norm(x + output_norm(sublayer(x)))
     return normed
 
 
-def add_and_norm_pre(x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+def add_and_norm_pre(x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module) -> Tensor:
     """Pre-norm (Xiong et al. 2020): the sub-layer sees the normed stream; the stream itself goes on."""
-    return x + sublayer(norm(x))
-
-
-ADD_AND_NORM = {"post": add_and_norm_post, "pre": add_and_norm_pre}
+    joined: Tensor = x + output_norm(sublayer(norm(x)))
+    return joined

@@ -91,6 +91,19 @@ def _weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
     return count_parameters(decoder) * dtype.itemsize + sum(buffer.nbytes for buffer in decoder.buffers())
 
 
+def _feed_forward_row(config: DecoderConfig, layer: int, width: int) -> int:
+    """What one row takes within a feed-forward network, at most: all rows may choose the same expert."""
+    single = torch.float32.itemsize
+    inner = 4 * single + width  # four float32 tensors within an activation, and the other half if gated
+    experts = config.experts_of(layer)
+    if experts is None:
+        return config.feed_forward_size * inner
+    size = max(experts.feed_forward_size, experts.shared_size or 0)
+    # The row as its expert sees it, what it made of it, that in float32 and weighted, and the sum; the
+    # router's shares as they are and sorted, with their numbers.
+    return size * inner + config.hidden_size * (2 * width + 3 * single) + experts.num_experts * 24
+
+
 def _step_bytes(
     config: DecoderConfig, dtype: torch.dtype, device_type: str, max_batch_tokens: int, max_num_seqs: int
 ) -> int:
@@ -109,7 +122,9 @@ def _step_bytes(
     query_rows = QUERY_TILE * heads // kv_heads
     # Laid out for the whole step: each pair's mask, blocks and places.
     layout = query_tiles * key_tiles * (query_rows * KEY_TILE + (BLOCKS_PER_TILE + 2) * 8)
-    stream = 2 * rows * config.hidden_size * width  # x, and what is added to it
+    layout *= len(set(config.layer_windows))
+    # x and what is added to it, in a parallel layer twice.
+    stream = (3 if config.is_parallel else 2) * rows * config.hidden_size * width
 
     # A group: keys and values in float32, one of them also as stored; of each pair its queries, and three of
     # its scores or weighted sums.
@@ -122,8 +137,7 @@ def _step_bytes(
     projected = rows * head_dim * ((heads + 2 * kv_heads) * width + 2 * heads * single)
     attention = projected + pairs * pair
 
-    # Four float32 tensors are alive within an activation, and the other half if gated.
-    feed_forward = rows * config.feed_forward_size * (4 * single + width)
+    feed_forward = rows * max(_feed_forward_row(config, layer, width) for layer in range(config.num_layers))
     # Of each sampled row, as computed and in float32, and one row's sums in float64; or of a block of a
     # prompt's rows, twice in float64.
     logits = config.vocab_size * max(max_num_seqs * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)

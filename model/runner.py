@@ -75,7 +75,6 @@ class ModelRunner:
         self.device = torch.device(info.device)
         self.sampler = Sampler()
         self.cache = KVCache(config, info.num_blocks, getattr(torch, info.dtype), self.device)
-        self.group_size = config.num_heads // config.num_kv_heads
         self.max_pairs = max_pairs(config, self.device.type)
         self._info = info
 
@@ -87,8 +86,9 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
         """Run one step: every item's rows through the decoder, then a token for each that asks."""
-        batch = ForwardBatch.build(items, self.max_pairs, self.device)
-        attend = PagedAttention(batch, self.cache, self.group_size)
+        config = self.decoder.config
+        batch = ForwardBatch.build(items, self.max_pairs, self.device, config.layer_windows)
+        attend = PagedAttention(batch, self.cache, config)
         hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
         per_item = hidden.split([len(item.token_ids) for item in items])
 
@@ -139,6 +139,7 @@ _TINY = DecoderConfig(
     activation="gelu",
     is_gated=False,
     has_attention_bias=True,
+    has_attention_output_bias=True,
     has_feed_forward_bias=True,
     is_output_tied=True,
 )
@@ -199,7 +200,7 @@ def _base_bytes(dtype: torch.dtype) -> int:
         parameter.zero_()
     ids = [0] * 2 * ROW_BLOCK
     batch = ForwardBatch.build([StepItem(token_ids=ids, start=0, block_table=range(2))], 8, device)
-    attend = PagedAttention(batch, KVCache(_TINY, 2, dtype, device), 1)
+    attend = PagedAttention(batch, KVCache(_TINY, 2, dtype, device), _TINY)
     logits = decoder(batch.token_ids, batch.positions, attend)
     wish = SampleRequest(params=SamplingParams(top_p=0.5), token_ids=ids, num_prompt_tokens=len(ids))
     Sampler().sample(logits[-1:], [wish])

@@ -1,4 +1,7 @@
-"""The families of models: each file turns one `model_type`'s folder into ours. This one finds them."""
+"""The families of models: each file turns one `model_type`'s folder into ours. This one finds them.
+
+Files whose names begin with an underscore hold what several families share.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,35 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from model.config import DecoderConfig
+from model.families._fields import ConfigJson
+
+# Names that no file of Python can have.
+_FILES = {"openai-gpt": "openai_gpt"}
 
 
 class Family(Protocol):
     """What each file of this package defines."""
 
+    FIELDS: type[ConfigJson]  # what of a config.json is honoured
+    FIXED: Mapping[str, object]  # what of it must be absent, or as here, beside what holds for all
+
     def decoder_config(self, config: Mapping[str, Any]) -> DecoderConfig:
         """Translate a config.json. Raises `ValueError` naming the field that cannot be honoured."""
         ...
 
-    def parameters(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Translate one tensor of a checkpoint into the decoder's parameters: (name, tensor) pairs."""
+    def parameters(self, name: str, tensor: Tensor, config: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
+        """Translate one tensor of a checkpoint into the decoder's parameters: (name, tensor) pairs.
+
+        A tensor that has no place comes out under a name that no parameter has; one that is not needed
+        does not come out.
+        """
         ...
 
 
 def known_families() -> list[str]:
     """Every `model_type` that has a file here."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    files = {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    return sorted(files - set(_FILES.values()) | set(_FILES))
 
 
 def family_of(model_type: object) -> Family:
@@ -39,4 +54,4 @@ def family_of(model_type: object) -> Family:
         raise ValueError(
             f"model_type {str(model_type)[:100]!r} is not known; known: {', '.join(known)}{hint}"
         )
-    return cast(Family, importlib.import_module(f"{__name__}.{model_type}"))
+    return cast(Family, importlib.import_module(f"{__name__}.{_FILES.get(model_type, model_type)}"))

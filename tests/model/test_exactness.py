@@ -9,11 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.batch import ForwardBatch
 from model.config import DecoderConfig
+from model.interface import StepItem
 from model.linear import ROW_BLOCK, linear_in_row_blocks
 from model.norms import RMSNorm
 from tests.model.decoders import (
     DOCUMENT,
+    EVERYTHING_ELSE,
     GPT2_LIKE,
     LLAMA_LIKE,
     Stepper,
@@ -26,7 +29,9 @@ from tests.model.decoders import (
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 NAMED = pytest.mark.parametrize(
-    "config", [DOCUMENT, GPT2_LIKE, LLAMA_LIKE], ids=["document", "gpt-2 like", "llama like"]
+    "config",
+    [DOCUMENT, GPT2_LIKE, LLAMA_LIKE, EVERYTHING_ELSE],
+    ids=["document", "gpt-2 like", "llama like", "everything else"],
 )
 FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
@@ -129,10 +134,11 @@ def test_what_a_block_held_before_changes_nothing() -> None:
     assert_same_bits(stepper.step([(0, 0, token_ids)])[0], whole(decoder, token_ids))
 
 
+@NAMED
 @FORMATS
-def test_the_bits_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
-    decoder = random_decoder(LLAMA_LIKE, dtype)
-    token_ids = random_ids(100, LLAMA_LIKE.vocab_size, seed=4)
+def test_the_bits_do_not_depend_on_the_number_of_threads(config: DecoderConfig, dtype: torch.dtype) -> None:
+    decoder = random_decoder(config, dtype)
+    token_ids = random_ids(100, config.vocab_size, seed=4)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -191,3 +197,29 @@ def test_rms_norm_of_a_row_is_the_same_in_any_place(dtype: torch.dtype) -> None:
                 x = torch.randn(num_rows, size, generator=generator).to(dtype)
                 x[num_rows // 2] = row
                 assert torch.equal(norm(x)[num_rows // 2], expected[0])
+
+
+@FORMATS
+def test_whom_a_token_shares_its_experts_with_changes_nothing(dtype: torch.dtype) -> None:
+    """Each row of a mixture by itself, and among others of which most go to the same expert."""
+    assert EVERYTHING_ELSE.experts is not None
+    mixture = random_decoder(EVERYTHING_ELSE, dtype).get_submodule("layers.0.feed_forward")
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.randn(1, EVERYTHING_ELSE.hidden_size, generator=generator).to(dtype).repeat(40, 1)
+    others = torch.randn(23, EVERYTHING_ELSE.hidden_size, generator=generator).to(dtype)
+    x = torch.cat((alike, others))[torch.randperm(63, generator=generator)]
+    with torch.inference_mode():
+        together = mixture(x)
+        for row in range(len(x)):
+            assert torch.equal(mixture(x[row : row + 1])[0], together[row])
+
+
+def test_a_window_leaves_out_the_tiles_of_which_no_row_sees_anything() -> None:
+    """At position 150, a window of 70 reaches the tiles from 64 and from 128, and one of 5 only the last."""
+    item = StepItem(token_ids=[1], start=150, block_table=range(10))
+    batch = ForwardBatch.build([item], 1000, torch.device("cpu"), (None, 70, 5, 70))
+    first_keys = {
+        window: [start for group in groups for start in group.pair_start.tolist()]
+        for window, groups in batch.groups.items()
+    }
+    assert first_keys == {None: [0, 64, 128], 70: [64, 128], 5: [128]}

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.config import DecoderConfig
+from model.config import DecoderConfig, Experts
 from model.decoder import build_empty
 from model.interface import MemoryPlan, SampleRequest, StepItem
 from model.kv_cache import BLOCK_SIZE
@@ -23,7 +23,7 @@ from model.machine import cgroup_free_bytes, free_bytes
 from model.plan import plan_memory
 from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampling_params import SamplingParams
-from tests.model.decoders import CPU, DOCUMENT, GPT2_LIKE, LLAMA_LIKE
+from tests.model.decoders import CPU, DOCUMENT, EVERYTHING_ELSE, GPT2_LIKE, LLAMA_LIKE, random_decoder
 from tests.model.folders import CONFIG, write_folder
 
 MB = 10**6
@@ -157,6 +157,45 @@ def test_a_step_takes_what_was_planned_and_no_more(
         peaks.append(live.peak)
     planned = runner.info.memory.step_bytes
     assert max(peaks) <= planned <= 2 * max(peaks)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "experts": {"hidden_size": 64, "experts": Experts(
+        num_experts=7, num_chosen=2, feed_forward_size=1024, is_renormalized=True, shared_size=512
+    )},
+    "many experts": {"experts": Experts(
+        num_experts=300, num_chosen=2, feed_forward_size=8, is_renormalized=True
+    )},
+    "windows": {"max_positions": 4096, "windows": (None, 70, 4000)},
+    "ALiBi": {
+        "max_positions": 1024, "positions": "alibi", "rotations": (), "alibi_slopes": (0.5, 0.2, 0.1, 0.1),
+        "experts": None,
+    },
+    "side by side": {
+        "hidden_size": 2048, "is_parallel": True, "norm_placement": "pre", "experts": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", PARTS.values(), ids=PARTS)
+def test_the_parts_of_other_families_take_no_more_than_was_planned(
+    tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype
+) -> None:
+    write_folder(tmp_path)
+    some = ModelRunner.load(tmp_path, RunnerOptions(model_id="a", num_threads=1, kv_cache_tokens=64))
+    decoder = random_decoder(dataclasses.replace(EVERYTHING_ELSE, **changes), dtype)
+    end = decoder.config.max_positions
+    memory = plan(decoder.config, dtype, kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16)
+    name = str(dtype).removeprefix("torch.")
+    info = dataclasses.replace(some.info, dtype=name, num_blocks=end // BLOCK_SIZE, memory=memory)
+    runner = ModelRunner(decoder, info)
+    peaks = []
+    for items in ([item(96, end)], [item(81, end), *(item(1, end) for _ in range(15))]):
+        with LiveBytes() as live:
+            runner.execute(items)
+        peaks.append(live.peak)
+    assert max(peaks) <= memory.step_bytes
 
 
 def write_cgroup(root: Path, lines: str, files: dict[str, str]) -> None:
