@@ -11,16 +11,20 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
+from model.families import family_of, known_families
+from model.families._fields import FIXED, HARMLESS_BY_REASON
+from model.families._rotary import SCALINGS
 from server import cli
 from server.api import json_body
 from server.api.answers import (
@@ -48,7 +52,9 @@ from tests.server.live import byte_tokenizer
 from tests.whole import Server, running
 
 ROOT = Path(__file__).resolve().parents[1]
-HTTP, METRICS, SETTINGS = (ROOT / "docs" / name for name in ("http.md", "metrics.md", "settings.md"))
+FAMILIES, HTTP, METRICS, SETTINGS = (
+    ROOT / "docs" / name for name in ("families.md", "http.md", "metrics.md", "settings.md")
+)
 PAGES = sorted(page for folder in (".", "docs", "weights") for page in (ROOT / folder).glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CURL = re.compile(r"\bcurl ((?:[^'\n|]|'[^']*')+)")
@@ -332,6 +338,57 @@ def test_the_help_names_every_setting(
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     names = {"model_dir" if name == "model_dir" else flag(name).strip("`") for name in Settings.model_fields}
     assert names <= set(text.split())
+
+
+# ---- docs/families.md -------------------------------------------------------------------------------------
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def transformers_versions() -> str:
+    """What the tests are run with, as pyproject.toml bounds it."""
+    found = re.search(r'"transformers([^"]*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
+    assert found
+    return f"`{found[1]}`"
+
+
+def families() -> list[Row]:
+    rows: list[Row] = []
+    for model_type in known_families():
+        family = family_of(model_type)
+        honoured = sorted(field.encode_name for field in msgspec.structs.fields(family.FIELDS))
+        fixed = ", ".join(f"`{name}` {json.dumps(value)}" for name, value in sorted(family.FIXED.items()))
+        what = (family.__doc__ or "").partition("\n")[0]
+        rows.append((f"`{model_type}`", listed(honoured), fixed or "none", what))
+    return rows
+
+
+def fixed_fields() -> list[Row]:
+    return [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in FIXED.items()]
+
+
+def harmless_fields() -> list[Row]:
+    return [(listed(names.split()), reason) for reason, names in HARMLESS_BY_REASON.items()]
+
+
+def rope_scalings() -> list[Row]:
+    return [
+        (f"`{kind}`", listed(sorted(required)), listed(sorted(optional)))
+        for kind, (required, optional) in SCALINGS.items()
+    ]
+
+
+def test_every_family_is_documented() -> None:
+    compare(table(FAMILIES, "Model types"), families())
+    assert f"`transformers` {transformers_versions()}" in FAMILIES.read_text("utf-8")
+
+
+def test_every_field_of_all_families_is_documented() -> None:
+    compare(table(FAMILIES, "For all families"), fixed_fields())
+    compare(table(FAMILIES, "Without effect"), harmless_fields())
+    compare(table(FAMILIES, "Longer contexts"), rope_scalings())
 
 
 # ---- every page -------------------------------------------------------------------------------------------
