@@ -15,14 +15,16 @@ import tokenizers
 from server.text.spelling import byte_level_alphabet
 
 _SPACE = "\u2581"
+_NFC = {"type": "NFC"}
+_MOST_COMPOSED = 4  # bytes that NFC can make one of: 3.5, of U+1FBE U+0308 U+0341 (7 bytes) U+0390 (2)
 
 
 def max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
     """None if the tokenizer leaves it open.
 
-    It does so where a text may lose bytes on its way to the model (Unicode normalization, pre-tokenizers
-    that drop spaces), where unknown characters are dropped or fused, and where an added token takes in the
-    spaces beside it.
+    It does so where a text may lose bytes on its way to the model (Unicode normalization but NFC,
+    pre-tokenizers that drop spaces), where unknown characters are dropped or fused, and where an added
+    token takes in the spaces beside it.
     """
     own_tokens = backend.get_vocab(with_added_tokens=False)
     added = backend.get_added_tokens_decoder().values()
@@ -49,7 +51,8 @@ def max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
     own_lengths: Iterable[int] = (
         len(token if is_byte_level else token.encode("utf-8")) for token in own_tokens
     )
-    return max(chain(own_lengths, (len(token.content.encode("utf-8")) for token in added)))
+    longest = max(chain(own_lengths, (len(token.content.encode("utf-8")) for token in added)))
+    return longest * (_MOST_COMPOSED if _NFC in steps else 1)
 
 
 def _steps(part: Any) -> list[Mapping[str, Any]]:
@@ -68,4 +71,4 @@ def _keeps_every_byte(step: Mapping[str, Any]) -> bool:
         return bool(step["behavior"] != "Removed")
     if step["type"] == "Replace":
         return (step["pattern"], step["content"]) == ({"String": " "}, _SPACE)
-    return step["type"] in ("ByteLevel", "Digits", "Metaspace", "Prepend")
+    return step == _NFC or step["type"] in ("ByteLevel", "Digits", "Metaspace", "Prepend")

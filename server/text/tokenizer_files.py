@@ -38,6 +38,9 @@ _O200K_PATTERN = (
 )
 _GIT_LFS = b"version https://git-lfs"
 _MAX_TOKEN_ID = 2**24  # ids of no model come near it; a table is made of them
+_ANY_TEXT = (
+    "a \n\0\ud7ff\U0010ffff"  # characters that no vocabulary has, so that a missing unk token is found
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ def load_backend(folder: Path) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
         _set_bos_eos(backend, config)
         if (largest := max(backend.get_vocab().values(), default=0)) > _MAX_TOKEN_ID:
             raise ValueError(f"it has the token id {largest}, at most {_MAX_TOKEN_ID} are taken")
+        backend.encode_batch([_ANY_TEXT])
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # the library's, in Rust
             raise ValueError(f"cannot load {path}: {_one_line(error)}") from error

@@ -208,6 +208,13 @@ BUILDERS: dict[str, Builder] = {
     "byte-level with its space": saved_byte_level(
         tokenizer_class="PreTrainedTokenizerFast", add_prefix_space=True, split_special_tokens=True
     ),
+    "byte-level with other flags": saved_byte_level(
+        tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>",
+        added_tokens_decoder={
+            "1": {"content": "<s>", "special": False, "lstrip": True, "normalized": True},
+            "2": {"content": "</s>", "special": True, "rstrip": True, "normalized": False},
+        },
+    ),
     "gpt-neox": saved_byte_level(tokenizer_class="GPTNeoXTokenizer", add_bos_token=True),
     "cohere": saved_byte_level(tokenizer_class="CohereTokenizerFast", **ENDS),
     "older added tokens": older_added,

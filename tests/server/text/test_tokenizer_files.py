@@ -7,14 +7,15 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unicodedata import combining, is_normalized
+from unicodedata import combining, is_normalized, normalize
 
 import pytest
 import tokenizers
-from tokenizers import decoders
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from server.text.detokenizer import StreamText
 from server.text.spelling import read_spelling
+from server.text.token_length import _MOST_COMPOSED
 from server.text.tokenizer import Tokenizer
 from tests.server.text.folders import BUILDERS, SENTENCES, ranks_of, saved_byte_level, sentencepiece, write
 
@@ -177,6 +178,39 @@ def test_qwens_ranks_give_the_ids_of_qwen2(
     assert ours.token_text(151_643 + 3 + 204) == "<|extra_204|>"
 
 
+def test_a_text_that_nfc_shrinks_has_no_fewer_tokens_than_its_bound(tmp_path: Path) -> None:
+    merges = [
+        ("Ã", "©"),
+        *(("Ã©" * (1 << n), "Ã©" * (1 << n)) for n in range(6)),
+    ]  # é, twice as long each time
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    for text in ("e\u0301" * 64 * 4, "é" * 64 * 4, "\u1fbe\u0308\u0341" * 200):
+        assert 0 < tokenizer.min_num_tokens(text) <= len(tokenizer.encode(text))
+    assert len(tokenizer.encode("e\u0301" * 64)) == 1  # of 128 bytes, made of 192
+
+
+def test_nfc_makes_no_more_than_four_bytes_one() -> None:
+    """Over every character: of the longest spelling of each of its parts."""
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    longest: dict[str, int] = {}
+    for character in every:
+        if len(part := normalize("NFD", character)) == 1:
+            longest[part] = max(longest.get(part, 0), len(character.encode()))
+    ratios = [
+        sum(longest[part] for part in normalize("NFD", character)) / len(character.encode())
+        for character in every
+        if is_normalized("NFC", character)
+    ]
+    assert 3 < max(ratios) <= _MOST_COMPOSED
+
+
 # What is refused, and how
 
 
@@ -247,6 +281,17 @@ def test_a_huge_id_is_refused_before_a_table_is_made_of_it(tmp_path: Path) -> No
     document["model"]["vocab"]["zzz"] = 2**32 - 1
     write(tmp_path, "tokenizer.json", document)
     with pytest.raises(ValueError, match="token id 4294967295, at most 16777216"):
+        Tokenizer(tmp_path)
+
+
+def test_a_vocabulary_that_lacks_its_unk_token_is_refused_at_once(tmp_path: Path) -> None:
+    """The library would find it at the first unknown character, in somebody's request."""
+    BUILDERS["wordpiece"](tmp_path, tmp_path)
+    Tokenizer(tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    document["model"]["unk_token"] = "[MISSING]"
+    write(tmp_path, "tokenizer.json", document)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: WordPiece error: Missing"):
         Tokenizer(tmp_path)
 
 
