@@ -1,46 +1,69 @@
 """A model folder -> a decoder with its weights: nothing missing, nothing left over, or a clear error.
 
-Decides what a valid folder is. Knows nothing of families' fields, caches or steps.
+Decides what a valid folder is, and that before it reads a tensor. Knows nothing of families' fields, caches
+or steps.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from model.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from model.config import DecoderConfig
 from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
+from model.folder import LoadError, read_file, read_json
+from model.machine import num_cores
 
-WEIGHTS = "model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STORED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# The files beside the weights that decide an answer.
+DECIDING_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+MAX_POSITIONS = 2**22  # the tables of positions are laid out before any size is compared with the weights
 
 Progress = Callable[[int, int], None]  # bytes of weights read so far, and in all
 
 
-class LoadError(ValueError):
-    """A folder that cannot be served. The message is one line: the file and what is wrong with it."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A folder whose configuration and header of weights were read: what it holds, without the weights."""
+    """A folder that was checked: its configuration, and the headers of its weights, which fit each other."""
 
     path: Path
-    model_type: str
+    config_json: dict[str, Any]
     family: Family
     decoder: Decoder  # its parameters have shapes, but no memory
     dtype: torch.dtype  # that they shall have
+    checkpoint: Checkpoint
+    places: dict[
+        str, list[str]
+    ]  # for each stored tensor the parameters that it gives; none for some constants
     end_token_ids: tuple[int, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The name of its family."""
+        return str(self.config_json["model_type"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +78,27 @@ class LoadedModel:
 
 
 def open_folder(path: Path, dtype: str = "auto") -> ModelFolder:
-    """Read all of a model folder but its weights.
+    """Read all of a model folder but its tensors, and check that these will fit.
 
     dtype: `auto` (as stored), `float32` or `bfloat16`. Raises `LoadError`.
     """
-    config_json = _read_json(path / "config.json")
-    family, config = _translate(config_json, path / "config.json")
-    with _open_weights(path) as file:
-        stored = _stored_dtype(file, path / WEIGHTS)
+    config_json = read_json(path, "config.json")
+    if config_json is None:
+        raise LoadError("config.json: there is no such file")
+    family, config = _translate(config_json)
+    checkpoint = open_checkpoint(path)
+    decoder = _build(config, checkpoint)
+    places = _match(family, decoder, checkpoint)
+    used = {tensor.dtype for tensor in checkpoint.tensors if places[tensor.name]}
+    stored = torch.bfloat16 if used == {torch.bfloat16} else torch.float32
     return ModelFolder(
         path=path,
-        model_type=str(config_json["model_type"]),
+        config_json=config_json,
         family=family,
-        decoder=build_empty(config),
+        decoder=decoder,
         dtype=stored if dtype == "auto" else DTYPES[dtype],
+        checkpoint=checkpoint,
+        places=places,
         end_token_ids=_end_token_ids(path, config_json, config),
     )
 
@@ -78,9 +108,25 @@ def load(
     device: torch.device | str = "cpu",
     on_progress: Progress = lambda done, total: None,
 ) -> LoadedModel:
-    """Fill the folder's decoder with its weights. Raises `LoadError`."""
-    with _open_weights(folder.path) as file:
-        _fill(folder, file, torch.device(device), on_progress)
+    """Fill the folder's decoder with its weights, one tensor at a time. Raises `LoadError`.
+
+    At its peak it takes the weights and one stored tensor. The fingerprint is the SHA-256 of the files that
+    decide an answer: name, length and SHA-256 of each beside the weights, then, file by file of these, the
+    SHA-256 of the header and of each tensor's pieces of 1 MiB, which several threads can find.
+    """
+    owners = _parameter_owners(folder.decoder)
+    digest = hashlib.sha256()
+    for name in DECIDING_FILES:
+        if (content := read_file(folder.path, name)) is not None:
+            digest.update(f"{name} {len(content)} ".encode() + hashlib.sha256(content).digest())
+    done, total = 0, folder.checkpoint.num_bytes
+    with ThreadPoolExecutor(num_cores()) as pool:
+        for file in folder.checkpoint.files:
+            for stored, tensor in file.read(pool, digest):
+                _fill(folder, owners, stored, tensor, torch.device(device))
+                del tensor  # before the next one is read
+                done += stored.num_bytes
+                on_progress(done, total)
     # What is computed, not stored (the tables of positions), was made on the CPU.
     folder.decoder.to(device).eval().requires_grad_(False)
     return LoadedModel(
@@ -88,105 +134,122 @@ def load(
         model_type=folder.model_type,
         dtype=folder.dtype,
         end_token_ids=folder.end_token_ids,
-        fingerprint=fingerprint(folder.path),
+        fingerprint=digest.hexdigest(),
     )
 
 
-@contextmanager
-def _open_weights(folder: Path) -> Iterator[Any]:
-    """The folder's weights; what is wrong with them, here or in the block, is a `LoadError`."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise LoadError(f"{path.name}: there is no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"{path.name}: {error}") from error
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that decide an answer: their names, lengths and bytes, in one fixed order."""
-    total = hashlib.sha256()
-    for name in ("config.json", "generation_config.json", "tokenizer.json", WEIGHTS):
-        path = folder / name
-        if path.is_file():
-            with path.open("rb") as file:
-                total.update(f"{name} {path.stat().st_size} ".encode())
-                total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise LoadError(f"{path.name}: {reason}") from error
-    if not isinstance(held, dict):
-        raise LoadError(f"{path.name}: must hold an object, holds {type(held).__name__}")
-    return held
-
-
-def _translate(config_json: dict[str, Any], path: Path) -> tuple[Family, DecoderConfig]:
+def _translate(config_json: dict[str, Any]) -> tuple[Family, DecoderConfig]:
+    if (method := config_json.get("quantization_config")) is not None:
+        name = method.get("quant_method") if isinstance(method, dict) else None
+        raise LoadError(f"config.json: quantization_config ({str(name)[:100]}) is not supported yet")
     try:
         family = family_of(config_json.get("model_type"))
         return family, family.decoder_config(config_json)
     except ValueError as error:
-        raise LoadError(f"{path.name}: {error}") from error
+        code = (
+            "; the folder's own code, which auto_map names, is never run" if "auto_map" in config_json else ""
+        )
+        raise LoadError(f"config.json: {error}{code}") from error
 
 
-def _end_token_ids(folder: Path, config_json: dict[str, Any], config: DecoderConfig) -> tuple[int, ...]:
+def _build(config: DecoderConfig, checkpoint: Checkpoint) -> Decoder:
+    """The decoder without its weights, unless it is of a size that cannot be meant."""
+    num_tensors = len(checkpoint.tensors)
+    if config.num_layers > num_tensors:
+        raise LoadError(
+            f"config.json: has {config.num_layers} layers, but {num_tensors} tensors in {checkpoint.name}"
+        )
+    if config.max_positions > MAX_POSITIONS:
+        raise LoadError(
+            f"config.json: there are {config.max_positions} positions, at most {MAX_POSITIONS} can be served"
+        )
+    try:
+        return build_empty(config)
+    except (RuntimeError, TypeError) as error:  # torch's words for it fill a page
+        raise LoadError("config.json: its sizes are more than a machine can count") from error
+
+
+def _match(family: Family, decoder: Decoder, checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Which parameters each stored tensor gives: every parameter once, in its shape. Reads no tensor."""
+    expected = {name: decoder.get_parameter(name).shape for name in _parameter_owners(decoder)}
+    places: dict[str, list[str]] = {}
+    given_by: dict[str, StoredTensor] = {}
+    for stored in checkpoint.tensors:
+        places[stored.name] = []
+        without_memory = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+        for name, part in _parts(family, decoder.config, stored, without_memory):
+            if name not in expected:
+                raise stored.error("has no place in this model")
+            if part.shape != expected[name]:
+                of = "" if part.shape == stored.shape else f", and its part {name!r} {list(part.shape)}"
+                raise stored.error(f"has shape {list(stored.shape)}{of}, expected {list(expected[name])}")
+            if stored.dtype not in STORED_DTYPES:
+                kinds = ", ".join(STORED_DTYPES.values())
+                raise stored.error(
+                    f"is of {str(stored.dtype).removeprefix('torch.')}, must be one of {kinds}"
+                )
+            if name in given_by:
+                first = given_by[name]
+                raise stored.error(f"gives {name!r}, which {first.name!r} in {first.file} gives already")
+            given_by[name] = stored
+            places[stored.name].append(name)
+    missing = expected.keys() - given_by.keys()
+    if missing:
+        raise LoadError(f"{checkpoint.name}: tensor {min(missing)!r} is missing ({len(missing)} in all)")
+    return places
+
+
+def _fill(
+    folder: ModelFolder,
+    owners: dict[str, list[tuple[nn.Module, str]]],
+    stored: StoredTensor,
+    tensor: Tensor,
+    device: torch.device,
+) -> None:
+    """Give one stored tensor's parts to the parameters that they are."""
+    for name, part in _parts(folder.family, folder.decoder.config, stored, tensor):
+        own = _own(part, folder.dtype, device)
+        if not all(math.isfinite(bound) for bound in torch.aminmax(own)):
+            raise stored.error("holds NaN or infinity")
+        parameter = nn.Parameter(own, requires_grad=False)
+        for module, attribute in owners[name]:
+            setattr(module, attribute, parameter)
+
+
+def _parts(
+    family: Family, config: DecoderConfig, stored: StoredTensor, tensor: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """What the family makes of a tensor, whatever its shape makes the family do."""
+    try:
+        yield from family.parameters(stored.name, tensor, config)
+    except (RuntimeError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise stored.error(f"has shape {list(stored.shape)}, which does not fit: {reason}") from error
+
+
+def _own(part: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The part in its format, on its device and in memory of its own: where it is, if it is alone there."""
+    is_alone = part.is_contiguous() and part.untyped_storage().nbytes() == part.nbytes
+    if is_alone and part.dtype == dtype and part.device == device:
+        return part
+    return torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
+
+
+def _end_token_ids(path: Path, config_json: dict[str, Any], config: DecoderConfig) -> tuple[int, ...]:
     """generation_config.json's end tokens, or else config.json's; one id or a list."""
-    path = folder / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
-    held = generation.get("eos_token_id", config_json.get("eos_token_id"))
+    generation = read_json(path, "generation_config.json")
+    file = (
+        "config.json" if generation is None or "eos_token_id" not in generation else "generation_config.json"
+    )
+    held = (generation or {}).get("eos_token_id", config_json.get("eos_token_id"))
     ids = [] if held is None else held if isinstance(held, list) else [held]
     for token_id in ids:
         if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
             raise LoadError(
-                f"{path.name}: eos_token_id {token_id!r} must be an integer from 0 to {config.vocab_size - 1}"
+                f"{file}: eos_token_id {str(token_id)[:100]!r} must be an integer from 0 to "
+                f"{config.vocab_size - 1}"
             )
     return tuple(ids)
-
-
-def _stored_dtype(file: Any, path: Path) -> torch.dtype:
-    """The dtype that holds all of the tensors: bfloat16 if every one is, else float32."""
-    names = {"F32", "BF16", "F16"}
-    stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    if not stored or not stored <= names:
-        raise LoadError(f"{path.name}: tensors are {sorted(stored)}, must be one of {sorted(names)}")
-    return torch.bfloat16 if stored == {"BF16"} else torch.float32
-
-
-def _fill(folder: ModelFolder, file: Any, device: torch.device, on_progress: Progress) -> None:
-    """Give every parameter its tensor, one at a time, straight in its dtype and on its device."""
-    decoder, path = folder.decoder, folder.path / WEIGHTS
-    owners = _parameter_owners(decoder)
-    missing = set(owners)
-    done, total = 0, path.stat().st_size
-    for stored_name in file.keys():  # noqa: SIM118
-        tensor = file.get_tensor(stored_name)
-        done += tensor.nbytes
-        for name, part in folder.family.parameters(stored_name, tensor, decoder.config):
-            if name not in owners:
-                raise LoadError(f"{path.name}: tensor {stored_name!r} has no place in this model")
-            expected = decoder.get_parameter(name).shape
-            if part.shape != expected:
-                raise LoadError(
-                    f"{path.name}: tensor {stored_name!r} has shape {list(part.shape)}, "
-                    f"expected {list(expected)}"
-                )
-            if not torch.isfinite(part).all():
-                raise LoadError(f"{path.name}: tensor {stored_name!r} holds NaN or infinity")
-            parameter = nn.Parameter(part.to(device, folder.dtype), requires_grad=False)
-            for module, attribute in owners[name]:
-                setattr(module, attribute, parameter)
-            missing.discard(name)
-        on_progress(done, total)
-    if missing:
-        raise LoadError(f"{path.name}: tensor {min(missing)!r} is missing ({len(missing)} in all)")
-    on_progress(total, total)
 
 
 def _parameter_owners(decoder: Decoder) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -10,10 +10,11 @@ import torch
 from model.batch import BLOCKS_PER_TILE, QUERY_TILE
 from model.config import DecoderConfig
 from model.decoder import Decoder
+from model.folder import LoadError
 from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK
-from model.loader import LoadError, count_parameters
+from model.loader import count_parameters
 
 # The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
 # (at 8 MB a step of 32 sequences took three times as long as at 2), on a GPU they fill it.

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from model.checkpoint import INDEX, WEIGHTS
 from model.decoder import Decoder
 from model.families.verbatim import decoder_config
 from tests.model.decoders import random_decoder
@@ -45,11 +46,25 @@ def write_folder(folder: Path, dtype: torch.dtype = torch.float32, **changes: ob
     config = CONFIG | changes
     decoder = random_decoder(decoder_config(config), dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(stored_tensors(decoder), folder / "model.safetensors")
+    save_file(stored_tensors(decoder), folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     byte_tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
     return decoder
+
+
+def shard(folder: Path) -> None:
+    """The same weights in two files and an index, the names in order."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    (folder / WEIGHTS).unlink()
 
 
 def byte_tokenizer(vocab_size: int) -> Tokenizer:

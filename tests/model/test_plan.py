@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model.config import DecoderConfig, Experts
 from model.decoder import build_empty
+from model.folder import LoadError
 from model.interface import MemoryPlan, SampleRequest, StepItem
 from model.kv_cache import BLOCK_SIZE
-from model.loader import LoadError
 from model.machine import cgroup_free_bytes, free_bytes
 from model.plan import plan_memory
 from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampling_params import SamplingParams
 from tests.model.decoders import CPU, DOCUMENT, EVERYTHING_ELSE, GPT2_LIKE, LLAMA_LIKE, random_decoder
 from tests.model.folders import CONFIG, write_folder
+from tests.model.live_bytes import LiveBytes
 
 MB = 10**6
 
@@ -86,27 +82,6 @@ def test_what_does_not_fit_is_refused_with_the_figures() -> None:
         plan(free=10**9, kv_cache_tokens=2 * 10**6)
     with pytest.raises(LoadError, match=r"of a step's buffers, 0 of 0 free bytes are left"):
         plan(free=0)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within it; `peak` is the most that lived at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in given:
-                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._made = {key: held for key, held in self._made.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(num_bytes for _, num_bytes in self._made.values()))
-        return result
 
 
 def item(num_tokens: int, end: int, targets: bool = False) -> StepItem:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import torch
 
+from model.folder import LoadError
 from model.interface import SampleRequest, StepItem
-from model.loader import LoadError
 from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampling_params import SamplingParams
 from tests.model.decoders import whole

@@ -59,9 +59,7 @@ def random_model(config: Any, dtype: torch.dtype, seed: int) -> Any:
     # The plain attention, but for Falcon, where it adds ALiBi's bias twice.
     attention = "sdpa" if config.model_type == "falcon" else "eager"
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attention
-        ).eval()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     for name, parameter in model.named_parameters():
         spread = 0.3 if parameter.dim() == 1 or "norm" in name else 1.5 * parameter.shape[-1] ** -0.5
         is_norm = name.endswith("weight") and ("norm" in name or "ln_" in name)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from model.loader import LoadError, load, open_folder
+from model.folder import LoadError
+from model.loader import load, open_folder
 from tests.model.decoders import random_ids, whole
 from tests.model.families.checkpoints import random_model, save
 
