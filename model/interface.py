@@ -62,6 +62,24 @@ class ModelInfo:
         return min(self.max_positions, self.num_blocks * self.block_size)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderReport:
+    """What a model folder is, as far as its configuration and the headers of its weights tell."""
+
+    model_type: str
+    dtype: str  # that `auto` chooses
+    num_parameters: int
+    parts: dict[str, int]  # the parameters of each part of the decoder
+    decoder: dict[str, bool | int | float | str]  # the fields of its description
+    num_files: int
+    num_tensors: int
+    num_bytes: int  # of the tensors, as stored
+    stored_dtypes: dict[str, int]  # how many tensors are of each format
+    end_token_ids: tuple[int, ...]
+    has_chat_template: bool
+    unusual: tuple[str, ...]  # a sentence for each thing that its owner may not expect
+
+
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The wish for one token after the last token of a `StepItem`. The model only reads the lists."""
 

@@ -24,7 +24,7 @@ from server.api.generation import Generation
 from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
-from server.commands.plan import plan
+from server.commands.plan import inspect, plan
 from server.commands.shared import (
     ENGINE_SETTINGS,
     SERVER_SETTINGS,
@@ -61,6 +61,7 @@ def main() -> None:
     command.command()(serve)
     command.command()(generate)
     command.command()(plan)
+    command.command()(inspect)
     command()
 
 

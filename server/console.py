@@ -1,6 +1,6 @@
 """What an operator sees on the terminal: a bar while weights load, a panel when the model is ready, an error.
 
-Decides nothing; says it on standard error, so that standard output holds answers alone: a story, or a plan.
+Decides nothing; says it on standard error, so that standard output holds answers alone: a story, a plan.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
-from model.interface import ModelInfo
+from model.interface import FolderReport, ModelInfo
 
 
 def say_error(message: str) -> None:
@@ -71,6 +72,34 @@ def show_plan(info: ModelInfo, max_batch_tokens: int, max_num_seqs: int) -> None
     console = Console()
     console.print(table)
     console.print(sequences)
+
+
+def show_report(name: str, report: FolderReport) -> None:
+    """Say, on standard output, what a folder holds."""
+    stored = ", ".join(f"{count} of {dtype}" for dtype, count in report.stored_dtypes.items())
+    files = "one file" if report.num_files == 1 else f"{report.num_files} files"
+    facts = {
+        "family": report.model_type,
+        "weights": f"{_mb(report.num_bytes)} in {files}; tensors: {stored}",
+        "served in": report.dtype,
+        "context": f"{report.decoder['max_positions']:,} tokens",
+        "end tokens": ", ".join(map(str, report.end_token_ids)) or "none",
+        "chat template": "yes" if report.has_chat_template else "no",
+        "unusual": "\n".join(report.unusual) or "nothing",
+    }
+    table = Table(show_header=False, title=name, title_justify="left")
+    for fact, what in facts.items():
+        table.add_row(fact, Text(what))
+    parts = Table("part")
+    parts.add_column("parameters", justify="right")
+    for part, num_parameters in {**report.parts, "sum": report.num_parameters}.items():
+        parts.add_row(part, f"{num_parameters:,}")
+    decoder = Table("decoder", "")
+    for field, value in report.decoder.items():
+        decoder.add_row(field, str(value))
+    console = Console()
+    for part_of_it in (table, parts, decoder):
+        console.print(part_of_it)
 
 
 def _mb(num_bytes: int) -> str:

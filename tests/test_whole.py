@@ -163,6 +163,19 @@ def test_the_plan_of_the_command_is_the_server_s(server: Server) -> None:
     assert planned == {name: served[name] for name in planned}
 
 
+def test_a_folder_is_described(tmp_path: Path) -> None:
+    write_folder(tmp_path / "tiny")
+    (tmp_path / "tiny" / "modeling_tiny.py").write_text("raise SystemExit('run')")
+    arguments = ("inspect", str(tmp_path / "tiny"))
+    shown = subprocess.run(command(*arguments), capture_output=True, text=True, check=True).stdout
+    for text in ("tiny", "verbatim", "one file", "0, 2", "feed_forward", "layer_norm", "code of its own"):
+        assert text in shown
+    told = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True, check=True).stdout
+    report = json.loads(told)
+    assert sum(report["parts"].values()) == report["num_parameters"]
+    assert report["decoder"]["hidden_size"] == 32
+
+
 def test_a_plan_is_shown_as_tables(tmp_path: Path) -> None:
     write_folder(tmp_path)
     shown = subprocess.run(command("plan", str(tmp_path)), capture_output=True, text=True, check=True).stdout
@@ -349,6 +362,7 @@ def test_a_folder_whose_text_cannot_be_served_ends_in_one_line(
         (["serve", "--grace-s", "inf"], "setting grace_s: Input should be a finite number"),
         (["serve", "--api-keys", ","], "setting api_keys: an empty key would let everybody in"),
         (["plan", "no/such/folder"], "no/such/folder: there is no such folder"),
+        (["inspect", "."], "verbatim: config.json: there is no such file"),
         (["plan", "--kv-cache-tokens", "1000000000000"], "kv_cache_tokens is 1000000000000, which takes"),
         (["generate", "\udcff"], "the prompt is not valid UTF-8"),
         (["generate", "Once", "--temperature", "101"], "parameters.temperature is 101.0: it must be"),

@@ -1,11 +1,10 @@
-"""`verbatim plan`: what a model will take of memory, and how much it can hold, before it is loaded.
+"""`verbatim plan` and `verbatim inspect`: what a model will take of memory, and what its folder holds.
 
-Decides nothing: the figures are those by which a worker divides its memory.
+Decide nothing: the figures are those by which a worker divides its memory, and no weights are read.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,24 +12,24 @@ from typing import Annotated
 import msgspec
 import typer
 
-from model.interface import ModelInfo
+from model.interface import FolderReport, ModelInfo
 from server import console
 from server.api.info import MemoryAnswer
-from server.commands.shared import ENGINE_SETTINGS, fail, model_folder, with_settings, worker_config
-from server.engine.frames import Ready, Refused, WorkerConfig
+from server.commands.shared import ENGINE_SETTINGS, ask_planner, model_folder, with_settings, worker_config
 from server.settings import Settings
+
+ModelArgument = Annotated[Path | None, typer.Argument(help="a model folder; the embedded model if absent")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one line of JSON in place of tables")]
 
 
 @with_settings(*ENGINE_SETTINGS)
 def plan(
     settings: Settings,
-    model_dir: Annotated[
-        Path | None, typer.Argument(help="a model folder; the embedded model if absent")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON in place of tables")] = False,
+    model_dir: ModelArgument = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a model will take of memory, and how many sequences it can hold. No weights are read."""
-    info = _planned(worker_config(settings, model_folder(model_dir, settings)))
+    info = ask_planner("plan", worker_config(settings, model_folder(model_dir, settings)), ModelInfo)
     if as_json:
         facts = {
             "model_id": info.model_id,
@@ -46,17 +45,16 @@ def plan(
         console.show_plan(info, settings.max_batch_tokens, settings.max_num_seqs)
 
 
-def _planned(config: WorkerConfig) -> ModelInfo:
-    """What a worker with this configuration would load."""
-    process = subprocess.run(
-        [sys.executable, "-m", "server.engine.planner"],
-        input=msgspec.json.encode(config),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    if process.returncode:
-        fail(f"the planner ended with status {process.returncode}")
-    answer = msgspec.json.decode(process.stdout, type=Ready | Refused)
-    if isinstance(answer, Refused):
-        fail(answer.reason)
-    return answer.info
+@with_settings("config")
+def inspect(
+    settings: Settings,
+    model_dir: ModelArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a model folder holds: its family and parts, and what is unusual. No weights are read."""
+    config = worker_config(settings, model_folder(model_dir, settings))
+    report = ask_planner("inspect", config, FolderReport)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    else:
+        console.show_report(config.model_id, report)

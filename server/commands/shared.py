@@ -6,16 +6,21 @@ Decides nothing of what a command does.
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
+import msgspec
 import typer
 from pydantic.fields import FieldInfo
 
 from server import console
-from server.engine.frames import WorkerConfig
+from server.engine.frames import Refused, WorkerConfig
 from server.settings import Settings, SettingsError, load_settings
+
+T = TypeVar("T")
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[2] / "weights"  # beside the packages, installed or not
 
@@ -90,3 +95,18 @@ def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_num_seqs=settings.max_num_seqs,
     )
+
+
+def ask_planner(question: str, config: WorkerConfig, answer: type[T]) -> T:
+    """What a worker with this configuration would load, by a process that looks; or the command's end."""
+    process = subprocess.run(
+        [sys.executable, "-m", "server.engine.planner", question],
+        input=msgspec.json.encode(config),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if process.returncode == 2:
+        fail(msgspec.json.decode(process.stdout, type=Refused).reason)
+    if process.returncode:
+        fail(f"the process that looks at the folder ended with status {process.returncode}")
+    return msgspec.json.decode(process.stdout, type=answer)

@@ -1,7 +1,8 @@
-"""The process behind `verbatim plan`: a worker that says what it would load, and reads no weights.
+"""The process behind `verbatim plan` and `verbatim inspect`: says what a worker would load; loads nothing.
 
-Run as `python -m server.engine.planner`: a `WorkerConfig` on standard input, `Ready` or `Refused` on standard
-output, as JSON. A process of its own, since torch belongs there, and so that it measures what a worker holds.
+Run as `python -m server.engine.planner QUESTION`: a `WorkerConfig` on standard input, the answer on standard
+output, as JSON; a `Refused` if the status is 2. A process of its own, since torch belongs there, and so that
+it measures what a worker holds.
 """
 
 from __future__ import annotations
@@ -11,21 +12,36 @@ from pathlib import Path
 
 import msgspec
 
+from model.inspection import inspect_folder
+from model.interface import FolderReport, ModelInfo
 from model.runner import ModelRunner
-from server.engine.frames import Ready, Refused, WorkerConfig
+from server.engine.frames import WorkerConfig
 from server.engine.worker import refusal, runner_options
 
 
-def main() -> None:
-    """The process."""
+def plan(config: WorkerConfig) -> ModelInfo:
+    """What a worker with this configuration would serve."""
+    return ModelRunner.plan(Path(config.model_dir), runner_options(config))
+
+
+def inspect(config: WorkerConfig) -> FolderReport:
+    """What the folder holds."""
+    return inspect_folder(Path(config.model_dir))
+
+
+QUESTIONS = {"plan": plan, "inspect": inspect}
+
+
+def main() -> int:
+    """The process; returns its status."""
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
-    answer: Ready | Refused
     try:
-        answer = Ready(ModelRunner.plan(Path(config.model_dir), runner_options(config)))
+        answer, status = QUESTIONS[sys.argv[1]](config), 0
     except Exception as error:
-        answer = refusal(error)
+        answer, status = refusal(error), 2
     sys.stdout.buffer.write(msgspec.json.encode(answer))
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
