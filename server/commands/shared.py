@@ -17,6 +17,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from server import console
+from server.commands import hub
 from server.engine.frames import Refused, WorkerConfig
 from server.settings import Settings, SettingsError, load_settings
 
@@ -76,18 +77,23 @@ SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir
 
 
 def model_folder(given: Path | None, settings: Settings) -> Path:
-    """The folder that the command or the settings name, or the embedded model's."""
-    folder = (given or settings.model_dir or EMBEDDED_MODEL).resolve()
-    if not folder.is_dir():
-        fail(f"{given or settings.model_dir}: there is no such folder")
-    return folder
+    """The folder that the command or the settings name, here or on the hub; or the embedded one."""
+    named = given or settings.model_dir or EMBEDDED_MODEL
+    if not named.is_dir():
+        if not hub.is_model_id(str(named)):
+            fail(f"{named}: there is no such folder")
+        try:
+            named = hub.fetch(str(named))
+        except hub.HubError as error:
+            fail(str(error))
+    return named.resolve()
 
 
 def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
     """What a worker is told first."""
     return WorkerConfig(
         model_dir=str(folder),
-        model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else folder.name,
+        model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else hub.id_of(folder) or folder.name,
         dtype=settings.dtype,
         device=settings.device,
         num_threads=settings.num_threads,
