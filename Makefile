@@ -1,7 +1,7 @@
 # The two commands are `make serve` and `make test`; each sets up what it needs, from a bare checkout.
 #
 # Variables, as in `make serve ARGS="--port 9000"`:
-#   ARGS      what `make serve` and `make pytest` hand on
+#   ARGS      what `make serve`, `make pytest` and `make torture` hand on
 #   PYTHON    the Python, 3.11 or later, that makes the virtual environment
 #   TORCH     which torch to install; "torch==2.13.0+cpu" is the CPU build, gigabytes smaller
 #   PIP_ARGS  arguments of pip for torch alone, such as the --index-url that holds that build
@@ -13,7 +13,7 @@ IMAGE ?= verbatim
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format pytest image clean
+.PHONY: help serve test lint format pytest torture image clean
 
 help: ## Show this list.
 	@sed -n 's/^#   /  /p' Makefile
@@ -35,6 +35,9 @@ pytest: .venv/tools ## Run the tests, and fail below the floor of coverage.
 format: .venv/tools ## Rewrite the files in the house's style.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+torture: .venv/tools ## Hold a server to docs/reliability.md, for half a day; ARGS="--rows R6 --scale 0.1" for less.
+	$(BIN)/python -m bench.torture $(ARGS)
 
 image: ## Build the container image.
 	docker build --tag $(IMAGE) --build-arg TORCH="$(TORCH)" --build-arg PIP_ARGS="$(PIP_ARGS)" .

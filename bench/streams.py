@@ -10,18 +10,12 @@ Figures are medians over all rounds.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import multiprocessing
-import os
 import random
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +33,7 @@ from model.sampling.sampling_params import SamplingParams
 from server.engine.frames import WorkerConfig
 from server.engine.request import GenerationRequest
 from server.engine.worker import build_engine, generate_one_token, load_model
-from server.settings import ENV_PREFIX
+from tests.whole import Server, running
 
 HEALTH_S = 1.0
 
@@ -66,55 +60,6 @@ LOADS = {
     "32 streams": Load(num_streams=32, num_prompt_tokens=64, num_new_tokens=64, num_runs=1),
     "prefill": Load(num_streams=1, num_prompt_tokens=448, num_new_tokens=1, num_runs=4),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running server, ready `start_s` after its command."""
-
-    pid: int
-    address: str
-    start_s: float
-
-    def resident_bytes(self) -> tuple[int, int]:
-        """Of the front and of its one child, the worker."""
-        worker = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return _resident_bytes(self.pid), _resident_bytes(int(worker))
-
-
-def _resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
-
-
-@contextlib.contextmanager
-def serving(folder: Path, num_threads: int) -> Iterator[Server]:
-    """`verbatim serve` on a free port, with the default settings."""
-    arguments = [str(folder), "--port", "0", "--num-threads", str(num_threads), "--log-format", "json"]
-    with tempfile.NamedTemporaryFile() as log:
-        began_s = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import main; main()", "serve", *arguments],
-            stderr=log,
-            env={name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
-            cwd=EMBEDDED_MODEL.parent,
-        )
-        try:
-            address = _address_when_ready(process, Path(log.name))
-            yield Server(process.pid, address, time.perf_counter() - began_s)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _address_when_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    while process.poll() is None:
-        whole, _, _ = log.read_text().rpartition("\n")  # the last line may still be under way
-        for fields in map(json.loads, whole.splitlines()):
-            if fields["message"] == "ready":
-                return str(fields["address"])
-        time.sleep(0.01)
-    raise RuntimeError(log.read_text())
 
 
 class InProcess:
@@ -166,12 +111,14 @@ class Bench:
             self._both_ways(server, load)  # the first of its shape pays for memory that the others reuse
         for name, load in LOADS.items():
             self._runs[name] += [self._both_ways(server, load) for _ in range(load.num_runs)]
-        front_bytes, worker_bytes = server.resident_bytes()
+        worker = server.worker()
+        assert worker is not None
+        front_bytes, worker_bytes = (process.memory_info().rss for process in (server.front(), worker))
         info = self._inside.info
         weights_and_cache = info.memory.weight_bytes + info.memory.kv_cache_bytes
         for name, value in {
             "start_s": server.start_s,
-            "health_per_s": self._client.submit(health_per_s, server.address, HEALTH_S).result(),
+            "health_per_s": self._client.submit(health_per_s, server.url, HEALTH_S).result(),
             "front_mb": front_bytes / 1e6,
             "worker_mb": worker_bytes / 1e6,
             "worker_over_weights_and_cache": worker_bytes / weights_and_cache,
@@ -190,7 +137,7 @@ class Bench:
         ids = range(self._inside.info.vocab_size)
         # Random and never the same twice: nothing that remembers prompts helps.
         prompts = [self._random.choices(ids, k=load.num_prompt_tokens) for _ in range(load.num_streams)]
-        outside = self._client.submit(stream, server.address, prompts, load.num_new_tokens).result()
+        outside = self._client.submit(stream, server.url, prompts, load.num_new_tokens).result()
         inside = self._inside.stream(prompts, load.num_new_tokens)
         if outside.token_ids != inside.token_ids:
             raise RuntimeError("the tokens through the socket are not those in process")
@@ -235,7 +182,7 @@ def main(model: ModelArgument = EMBEDDED_MODEL, rounds: RoundsOption = 5, thread
         print(described(facts))
         bench = Bench(inside, client)
         for _ in range(rounds):
-            with serving(folder, threads) as server:
+            with running(str(folder), "--num-threads", str(threads)) as server:
                 bench.round(server)
     show(bench.loads(), bench.server())
     print(json.dumps({"bench": "streams", **facts, "loads": bench.loads(), "server": bench.server()}))

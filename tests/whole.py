@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+
+from server.settings import ENV_PREFIX
+
+PROGRAM = "from server.cli import main; main()"
 
 STORY: dict[str, Any] = {
     "inputs": "Once upon a time, a little rabbit",
@@ -30,12 +35,31 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     url: str = ""
+    start_s: float = 0.0  # from its command until it was ready
     http: httpx.Client = field(default_factory=httpx.Client)
 
     def lines(self) -> list[dict[str, Any]]:
         """The log so far, line by line."""
         whole, _, _ = self.log.read_text().rpartition("\n")  # the last line may still be under way
         return [json.loads(line) for line in whole.splitlines()]
+
+    def front(self) -> psutil.Process:
+        """The process that listens."""
+        return psutil.Process(self.process.pid)
+
+    def worker(self) -> psutil.Process | None:
+        """The newest of its workers that is not a corpse, if there is one."""
+        for child in reversed(self.front().children()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    return child
+        return None
+
+    def signal_worker(self, number: int) -> psutil.Process | None:
+        """The worker that was hit, if there is one."""
+        if (worker := self.worker()) is not None:
+            worker.send_signal(number)
+        return worker
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it; its exit status."""
@@ -58,33 +82,37 @@ class Server:
         return answer
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str, program: str = PROGRAM) -> list[str]:
     """`verbatim …`, by this Python."""
-    return [sys.executable, "-c", "from server.cli import main; main()", *arguments]
+    return [sys.executable, "-c", program, *arguments]
 
 
 @contextlib.contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[Server]:
-    """`verbatim serve …` on a free port, ready."""
+def running(*arguments: str, program: str = PROGRAM, **environment: str) -> Iterator[Server]:
+    """`verbatim serve …` on a free port, ready. Settings in our own environment do not reach it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    began_s = time.monotonic()
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(
-            command("serve", "--port", "0", *arguments),
+            command("serve", "--port", "0", *arguments, program=program),
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             cwd=Path(__file__).resolve().parents[1],
         )
         server = Server(process, Path(log.name))
         try:
-            deadline_s = time.monotonic() + 40
             while not (ready := [line for line in server.lines() if line["message"] == "ready"]):
                 assert process.poll() is None, server.lines()
-                assert time.monotonic() < deadline_s, server.lines()
+                assert time.monotonic() < began_s + 40, server.lines()
                 time.sleep(0.02)
+            server.start_s = time.monotonic() - began_s
             server.url = ready[0]["address"]
             server.http = httpx.Client(base_url=server.url, timeout=30, trust_env=False)
             yield server
         finally:
             server.http.close()
+            with contextlib.suppress(psutil.NoSuchProcess):  # its worker ends with it, unless it is stopped
+                server.signal_worker(signal.SIGCONT)
             process.kill()
             process.wait()

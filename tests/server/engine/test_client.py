@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.torture.faulty_worker import Fault, seed_of
 from model.sampling.sampling_params import SamplingParams
 from server.engine.client import EngineOverloaded, EngineUnavailable, TokenStream
 from server.engine.frames import WorkerConfig
@@ -251,20 +252,19 @@ def test_a_worker_that_hangs_while_idle_is_found_by_the_next_request(folder: Pat
     run(scenario)
 
 
-POISON = 17  # the id at which tests/server/engine/faulty_worker.py ends its process
-
-
 def test_a_poisonous_request_is_ended_and_its_neighbours_are_not(folder: Path) -> None:
     async def scenario() -> None:
-        worker = "tests.server.engine.faulty_worker"
-        async with ready_client(folder, worker_module=worker) as client:
+        async with ready_client(folder, worker_module="bench.torture.faulty_worker") as client:
             expected = [bits(await collect(client.submit(request(i, 100)))) for i in range(3)]
             streams = [client.submit(request(i, 100)) for i in range(3)]
-            poisonous = [client.submit(request(POISON, 100)) for _ in range(2)]
+            seeds = [seed_of(Fault.ABORT, after_tokens=2, number=number) for number in range(2)]
+            poisonous = [client.submit(request(9, 100, seed)) for seed in seeds]
             outputs = await asyncio.gather(*map(collect, streams + poisonous))
             assert list(map(bits, outputs[:3])) == expected
             reason = "the engine died each time that it computed this request"
-            assert [(its[-1].finish_reason, its[-1].error) for its in outputs[3:]] == [("error", reason)] * 2
+            assert [(len(its), its[-1].finish_reason, its[-1].error) for its in outputs[3:]] == [
+                (3, "error", reason)
+            ] * 2
             assert client.status().is_ready
 
     run(scenario)

@@ -1,0 +1,211 @@
+"""R8, R9, R10: clients that vanish, read slowly, send slowly or say nothing, and what the others notice.
+
+Decides how many of each. That a client is dropped is the server's business; that it costs the others nothing
+is what is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from bench.torture.arena import Arena, Finding, percentile_ms, poll
+from bench.torture.clients import MANNERS, Manner, idle, read_slowly, send_slowly
+from bench.torture.load import loading
+from bench.torture.wire import metrics, request
+from bench.torture.wishes import Wish, steady
+from tests.whole import Server
+
+NUM_GOOD = 8
+DROPPED = "verbatim_dropped_connections_total"
+SLACK_S = 3.0
+
+
+# ---- R8 ---------------------------------------------------------------------------------------------------
+
+
+async def vanishing(arena: Arena) -> Finding:
+    """R8: half of the clients vanish at one moment; then, in other rounds, all of them."""
+    finding = Finding("R8")
+    rng = random.Random(arena.seed)
+    wishes = await arena.mixed(300, 24)
+    freed_s: list[float] = []
+    num_wasted = 0
+    with arena.server("--max-num-seqs", "16", "--write-timeout-s", "2") as server:
+        for number in range(arena.times(100, 4)):
+            manner = MANNERS[number % 10 % 3 if number % 10 else 0]
+            some = rng.sample(wishes, min(len(wishes), 48))
+            is_all = number % 4 == 3
+            took_s, num_steps = await _round(arena, server, some, rng, manner, finding, is_all=is_all)
+            if manner != "half-open":
+                freed_s.append(took_s)
+                num_wasted = max(num_wasted, num_steps)
+    finding.figures |= {"s until free": round(max(freed_s), 3), "steps after all left": num_wasted}
+    finding.expect_fast(max(freed_s) <= 1.0, "blocks were free only after a second")
+    finding.expect_fast(num_wasted <= 4, "the engine went on for clients that had left")  # 2 while we ask
+    return finding
+
+
+async def _round(
+    arena: Arena,
+    server: Server,
+    wishes: list[Wish],
+    rng: random.Random,
+    manner: Manner,
+    finding: Finding,
+    *,
+    is_all: bool,
+) -> tuple[float, int]:
+    """Seconds until those who left hold nothing, and the steps that were made after all had left."""
+    leave_after_s = rng.uniform(0.0, 1.5)
+    num_staying = 0 if is_all else len(wishes) // 2
+    async with loading(arena, server.url) as load:
+        for place, wish in enumerate(wishes):
+            is_leaving = place >= num_staying
+            load.start(
+                wish,
+                is_stream=rng.random() < 0.7,
+                leave_after_s=leave_after_s if is_leaving else None,
+                manner=manner,
+            )
+        await asyncio.sleep(leave_after_s)
+        before = (await metrics(server.url))["verbatim_engine_steps_total"]
+
+        async def is_free() -> bool:
+            series = await metrics(server.url)
+            held = series["vllm:num_requests_running"] + series["vllm:num_requests_waiting"]
+            return held <= len(load.live)
+
+        took_s = 0.0 if manner == "half-open" else await poll(is_free, 10.0)
+        after = (await metrics(server.url))["verbatim_engine_steps_total"]
+    finding.take(load.tally, may_refuse=False)
+    finding.expect(took_s is not None, f"those who left by {manner} were still held after 10 s")
+    finding.expect(await until_idle(server) is not None, f"after {manner}, blocks are held by nobody")
+    return (10.0 if took_s is None else took_s), int(after - before) if is_all else 0
+
+
+async def until_idle(server: Server, limit_s: float = 30.0) -> float | None:
+    """After how long nothing runs, waits or holds a block."""
+
+    async def is_idle() -> bool:
+        series = await metrics(server.url)
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+        return not any(series[name] for name in names)
+
+    return await poll(is_idle, limit_s)
+
+
+# ---- R9 ---------------------------------------------------------------------------------------------------
+
+
+async def slow_readers(arena: Arena) -> Finding:
+    """R9: readers of one byte a second, of answers larger than any socket's buffer."""
+    finding = Finding("R9")
+    num_readers = arena.times(256, 8)
+    duration_s = arena.seconds(300, 4)
+    limit_s = arena.seconds(30, 2)
+    large = [
+        Wish(wish.inputs, {"max_new_tokens": 400, "ignore_eos": True, "top_n_tokens": 20})  # 2 KB a token
+        for wish in steady(arena.seed, arena.limits, num_readers, 400, 32)
+    ]
+    good = await arena.steady(NUM_GOOD, 200)
+    flags = ("--max-num-seqs", "32", "--max-waiting", "512", "--write-timeout-s", str(limit_s))
+    with arena.server(*flags) as server:
+        async with loading(arena, server.url) as load:  # a server that has served: its memory is warm
+            await load.closed(good, NUM_GOOD, arena.seconds(30, 1))
+        alone_ms = percentile_ms(load.tally.gap_s, 99)
+        finding.take(load.tally, may_refuse=False)
+        before = server.front().memory_info().rss
+        most = before
+        began_s = time.perf_counter()
+        dropped_s: list[float] = []
+        readers = [asyncio.create_task(read_slowly(server.url, wish)) for wish in large]
+
+        async def is_over() -> bool:
+            nonlocal most
+            most = max(most, server.front().memory_info().rss)
+            series = await metrics(server.url)
+            num = sum(value for name, value in series.items() if name.startswith(DROPPED))
+            dropped_s.extend([time.perf_counter() - began_s] * (int(num) - len(dropped_s)))
+            return beside.done() and len(dropped_s) == num_readers
+
+        async with loading(arena, server.url) as load:
+            beside = asyncio.create_task(load.closed(good, NUM_GOOD, duration_s))
+            await poll(is_over, duration_s + 2 * limit_s + 30, interval_s=0.2)
+            await beside
+        finding.take(load.tally, may_refuse=False)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        finding.expect(await until_idle(server) is not None, "blocks are held by nobody")
+    beside_ms = percentile_ms(load.tally.gap_s, 99)
+    kib_each = (most - before) / num_readers / 1024
+    finding.figures |= {
+        "readers": num_readers,
+        "dropped": len(dropped_s),
+        "s until the first, the last dropped": f"{min(dropped_s):.1f}, {max(dropped_s):.1f}"
+        if dropped_s
+        else "never",
+        "KiB of the front each": round(kib_each, 1),
+        "others' gap ms p99": beside_ms,
+        "without them": alone_ms,
+    }
+    finding.expect(len(dropped_s) == num_readers, f"{num_readers - len(dropped_s)} were never dropped")
+    finding.expect_fast(kib_each <= 64, "a slow reader costs over 64 KiB")
+    return finding
+
+
+# ---- R10 --------------------------------------------------------------------------------------------------
+
+
+async def slow_senders(arena: Arena) -> Finding:
+    """R10: sockets that say nothing, headers and bodies that come a byte at a time."""
+    finding = Finding("R10")
+    num_sockets = arena.times(1000, 12)
+    header_s, body_s = arena.seconds(10, 1), arena.seconds(30, 2)
+    interval_s = min(1.0, header_s / 5)
+    good = await arena.steady(NUM_GOOD, 200)
+    head = b"POST /generate HTTP/1.1\r\nhost: torture\r\nx-slow: " + b"a" * 1000
+    whole = request("POST", "/generate", good[0].body(is_stream=True))
+    flags = ("--header-timeout-s", str(header_s), "--body-timeout-s", str(body_s))
+    with arena.server(*flags) as server:
+        async with loading(arena, server.url) as load:
+            await load.closed(good, NUM_GOOD, arena.seconds(30, 1))
+        alone_ms = percentile_ms(load.tally.gap_s, 99)
+        async with loading(arena, server.url) as load:
+            senders = [
+                asyncio.create_task(_one_sender(server.url, place, head, whole, interval_s))
+                for place in range(num_sockets)
+            ]
+            await load.closed(good, NUM_GOOD, body_s)
+        done, pending = await asyncio.wait(senders, timeout=10.0)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        finding.take(load.tally, may_refuse=False)
+    ended = [task.result() for task in done]
+    finding.expect(not pending, f"{len(pending)} were never closed")
+    for kind, limit_s in (("idle", header_s), ("header", header_s), ("body", body_s)):
+        times_s = [took_s for its_kind, took_s, _ in ended if its_kind == kind]
+        worst_s = max(times_s, default=0.0)
+        finding.figures[f"{kind}: s to close"] = round(worst_s, 1)
+        finding.expect_fast(worst_s <= limit_s + SLACK_S, f"{kind}: closed {worst_s - limit_s:.1f} s late")
+    silent = sum(b" 408 " not in said for kind, _, said in ended if kind != "idle")
+    finding.expect(not silent, f"{silent} slow senders were not told of their 408")
+    finding.figures |= {"others' gap ms p99": percentile_ms(load.tally.gap_s, 99), "without them": alone_ms}
+    return finding
+
+
+async def _one_sender(
+    address: str, place: int, head: bytes, whole: bytes, interval_s: float
+) -> tuple[str, float, bytes]:
+    kind = ("idle", "header", "body")[place % 3]
+    match kind:
+        case "idle":
+            return kind, *await idle(address)
+        case "header":
+            return kind, *await send_slowly(address, head, interval_s)
+        case _:
+            at_once = whole.index(b"\r\n\r\n") + 4
+            return kind, *await send_slowly(address, whole, interval_s, at_once=at_once)
