@@ -68,6 +68,15 @@ def test_what_older_writers_left_is_taken(
     assert torch.equal(logits(tmp_path), before)
 
 
+def test_shards_as_transformers_writes_them_are_taken(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("llama", **LLAMA)
+    model = random_model(config, torch.float32, seed=3)
+    save(model, tmp_path / "whole", torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    assert torch.equal(logits(tmp_path / "shards"), logits(tmp_path / "whole"))
+
+
 def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
