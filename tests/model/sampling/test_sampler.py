@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from scipy import stats
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def test_draws_follow_the_softmax() -> None:
 def test_draw_uses_seed_choice_and_the_index_of_the_new_token() -> None:
     row = random_logits(500)
     for seed, choice, length in ((0, 0, 1), (7, 0, 1), (7, 3, 1), (7, 3, 90), (2**64 - 1, 1, 2)):
-        request = replace(wish(SamplingParams(seed=seed), length), choice=choice)
+        request = structs.replace(wish(SamplingParams(seed=seed), length), choice=choice)
         assert SAMPLER.sample_row(row, request).token_id == draw(row.double(), uniform(seed, choice, length))
 
 
