@@ -1,6 +1,7 @@
 """From the tensors of a checkpoint to ours: new names, and parts where several are stored as one.
 
-Everything here is a view: it works on tensors without memory, and costs none.
+Everything here is a view: it works on tensors without memory, and costs none. A tensor whose shape cannot be
+cut into its parts is torch's `RuntimeError`.
 """
 
 from __future__ import annotations
@@ -99,16 +100,12 @@ def queries_keys_values(tensor: Tensor, config: DecoderConfig) -> Parts:
     """All queries' rows, then all keys', then all values'."""
     key_rows = config.num_kv_heads * config.head_dim
     sizes = (config.num_heads * config.head_dim, key_rows, key_rows)
-    if sum(sizes) != len(tensor):  # whoever puts it in its place will say which shape is expected
-        return [("layers.*.attention.wq", tensor)]
     return zip(_QKV, tensor.split(sizes), strict=True)
 
 
 def queries_keys_values_by_group(tensor: Tensor, config: DecoderConfig) -> Parts:
     """For each key head: the rows of its query heads, of the key, of the value (GPT-NeoX, BLOOM, Falcon)."""
     group, rest = config.num_heads // config.num_kv_heads, tensor.shape[1:]
-    if len(tensor) != config.num_kv_heads * (group + 2) * config.head_dim:
-        return [("layers.*.attention.wq", tensor)]
     grouped = tensor.view(config.num_kv_heads, group + 2, config.head_dim, *rest)
     parts = (part.reshape(-1, *rest) for part in grouped.split((group, 1, 1), 1))
     return zip(_QKV, parts, strict=True)

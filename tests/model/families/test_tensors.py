@@ -104,7 +104,12 @@ QKV, FUSED = (
         ),
         ("llama", LLAMA, renamed("model.layers.1.", "model.layers.7."), "'model.layers.7.*' has no place"),
         ("llama", LLAMA, renamed("model.norm", "final_norm"), "'final_norm.weight' has no place"),
-        ("phi3", LLAMA, shortened(QKV), rf"tensor '{QKV}' has shape \[47, 24\], expected \[24, 24\]"),
+        (
+            "phi3",
+            LLAMA,
+            shortened(QKV),
+            rf"tensor '{QKV}' has shape \[47, 24\], which does not fit: .* sum exactly to 47",
+        ),
         (
             "bloom",
             {
@@ -116,7 +121,7 @@ QKV, FUSED = (
                 "eos_token_id": 2,
             },
             shortened(FUSED),
-            rf"tensor '{FUSED}' has shape \[71, 24\], expected \[24, 24\]",
+            rf"tensor '{FUSED}' has shape \[71, 24\], which does not fit: .*\[3, 3, 8, 24\]",
         ),
     ],
 )
