@@ -23,6 +23,8 @@ from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
 from model.folder import LoadError, read_file, read_json
 from model.machine import num_cores
+from model.parameters import Parameters, Source, without_memory
+from model.quantization import QuantizedLinear, Scheme, scheme_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -51,10 +53,8 @@ class ModelFolder:
 
     path: Path
     config_json: dict[str, Any]
-    family: Family
-    decoder: Decoder  # its parameters have shapes, but no memory
-    dtype: torch.dtype  # that they shall have
-    checkpoint: Checkpoint
+    source: Source
+    dtype: torch.dtype  # that the parameters shall have, but for packed ones
     places: dict[
         str, list[str]
     ]  # for each stored tensor the parameters that it gives; none for some constants
@@ -64,6 +64,22 @@ class ModelFolder:
     def model_type(self) -> str:
         """The name of its family."""
         return str(self.config_json["model_type"])
+
+    @property
+    def decoder(self) -> Decoder:
+        """Its parameters have shapes, but no memory."""
+        return self.source.decoder
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The headers of its weights."""
+        return self.source.checkpoint
+
+    @property
+    def quantization(self) -> str | None:
+        """The format in which linear layers are stored, or held; None if plainly."""
+        scheme, quantize = self.source.scheme, self.source.quantize
+        return quantize if quantize != "none" else None if scheme is None else scheme.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +93,32 @@ class LoadedModel:
     fingerprint: str
 
 
-def open_folder(path: Path, dtype: str = "auto") -> ModelFolder:
+def open_folder(path: Path, dtype: str = "auto", quantize: str = "none") -> ModelFolder:
     """Read all of a model folder but its tensors, and check that these will fit.
 
-    dtype: `auto` (as stored), `float32` or `bfloat16`. Raises `LoadError`.
+    dtype: `auto` (as stored), `float32` or `bfloat16`. quantize: `none`, `int8` or `int4`.
+    Raises `LoadError`.
     """
     config_json = read_json(path, "config.json")
     if config_json is None:
         raise LoadError("config.json: there is no such file")
-    family, config = _translate(config_json)
+    family, config, scheme = _translate(config_json)
+    if scheme is not None and scheme.module is not None and quantize != "none":
+        raise LoadError(f"quantize is {quantize!r}, but the weights are quantized already ({scheme.name})")
     checkpoint = open_checkpoint(path)
     decoder = _build(config, checkpoint)
-    places = _match(family, decoder, checkpoint)
-    used = {tensor.dtype for tensor in checkpoint.tensors if places[tensor.name]}
+    source = Source(family, decoder, checkpoint, scheme, quantize)
+    Parameters(source).install()
+    places = _match(source)
+    used = {
+        tensor.dtype for tensor in checkpoint.tensors if places[tensor.name] and not source.is_packed(tensor)
+    }
     stored = torch.bfloat16 if used == {torch.bfloat16} else torch.float32
     return ModelFolder(
         path=path,
         config_json=config_json,
-        family=family,
-        decoder=decoder,
+        source=source,
         dtype=stored if dtype == "auto" else DTYPES[dtype],
-        checkpoint=checkpoint,
         places=places,
         end_token_ids=_end_token_ids(path, config_json, config),
     )
@@ -115,6 +136,7 @@ def load(
     SHA-256 of the header and of each tensor's pieces of 1 MiB, which several threads can find.
     """
     owners = _parameter_owners(folder.decoder)
+    parameters = Parameters(folder.source)
     digest = hashlib.sha256()
     for name in DECIDING_FILES:
         if (content := read_file(folder.path, name)) is not None:
@@ -123,7 +145,7 @@ def load(
     with ThreadPoolExecutor(num_cores()) as pool:
         for file in folder.checkpoint.files:
             for stored, tensor in file.read(pool, digest):
-                _fill(folder, owners, stored, tensor, torch.device(device))
+                _fill(folder.dtype, owners, stored, parameters.of(stored, tensor), torch.device(device))
                 del tensor  # before the next one is read
                 done += stored.num_bytes
                 on_progress(done, total)
@@ -138,13 +160,10 @@ def load(
     )
 
 
-def _translate(config_json: dict[str, Any]) -> tuple[Family, DecoderConfig]:
-    if (method := config_json.get("quantization_config")) is not None:
-        name = method.get("quant_method") if isinstance(method, dict) else None
-        raise LoadError(f"config.json: quantization_config ({str(name)[:100]}) is not supported yet")
+def _translate(config_json: dict[str, Any]) -> tuple[Family, DecoderConfig, Scheme | None]:
     try:
         family = family_of(config_json.get("model_type"))
-        return family, family.decoder_config(config_json)
+        return family, family.decoder_config(config_json), scheme_of(config_json)
     except ValueError as error:
         code = (
             "; the folder's own code, which auto_map names, is never run" if "auto_map" in config_json else ""
@@ -169,21 +188,22 @@ def _build(config: DecoderConfig, checkpoint: Checkpoint) -> Decoder:
         raise LoadError("config.json: its sizes are more than a machine can count") from error
 
 
-def _match(family: Family, decoder: Decoder, checkpoint: Checkpoint) -> dict[str, list[str]]:
+def _match(source: Source) -> dict[str, list[str]]:
     """Which parameters each stored tensor gives: every parameter once, in its shape. Reads no tensor."""
+    decoder, checkpoint = source.decoder, source.checkpoint
+    parameters = Parameters(source)
     expected = {name: decoder.get_parameter(name).shape for name in _parameter_owners(decoder)}
     places: dict[str, list[str]] = {}
     given_by: dict[str, StoredTensor] = {}
     for stored in checkpoint.tensors:
         places[stored.name] = []
-        without_memory = torch.empty(stored.shape, dtype=stored.dtype, device="meta")
-        for name, part in _parts(family, decoder.config, stored, without_memory):
+        for name, part in parameters.of(stored, without_memory(stored)):
             if name not in expected:
                 raise stored.error("has no place in this model")
             if part.shape != expected[name]:
                 of = "" if part.shape == stored.shape else f", and its part {name!r} {list(part.shape)}"
                 raise stored.error(f"has shape {list(stored.shape)}{of}, expected {list(expected[name])}")
-            if stored.dtype not in STORED_DTYPES:
+            if stored.dtype not in STORED_DTYPES and not source.is_packed(stored):
                 kinds = ", ".join(STORED_DTYPES.values())
                 raise stored.error(
                     f"is of {str(stored.dtype).removeprefix('torch.')}, must be one of {kinds}"
@@ -200,31 +220,20 @@ def _match(family: Family, decoder: Decoder, checkpoint: Checkpoint) -> dict[str
 
 
 def _fill(
-    folder: ModelFolder,
+    dtype: torch.dtype,
     owners: dict[str, list[tuple[nn.Module, str]]],
     stored: StoredTensor,
-    tensor: Tensor,
+    parts: Iterator[tuple[str, Tensor]],
     device: torch.device,
 ) -> None:
     """Give one stored tensor's parts to the parameters that they are."""
-    for name, part in _parts(folder.family, folder.decoder.config, stored, tensor):
-        own = _own(part, folder.dtype, device)
+    for name, part in parts:
+        own = _own(part, held_dtype(*owners[name][0], dtype), device)
         if not all(math.isfinite(bound) for bound in torch.aminmax(own)):
             raise stored.error("holds NaN or infinity")
         parameter = nn.Parameter(own, requires_grad=False)
         for module, attribute in owners[name]:
             setattr(module, attribute, parameter)
-
-
-def _parts(
-    family: Family, config: DecoderConfig, stored: StoredTensor, tensor: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """What the family makes of a tensor, whatever its shape makes the family do."""
-    try:
-        yield from family.parameters(stored.name, tensor, config)
-    except (RuntimeError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise stored.error(f"has shape {list(stored.shape)}, which does not fit: {reason}") from error
 
 
 def _own(part: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -263,6 +272,26 @@ def _parameter_owners(decoder: Decoder) -> dict[str, list[tuple[nn.Module, str]]
     return owners
 
 
+def held_dtype(module: nn.Module, attribute: str, dtype: torch.dtype) -> torch.dtype:
+    """A packed tensor's own, or else the model's."""
+    is_packed = isinstance(module, QuantizedLinear) and attribute != "bias"
+    return module.get_parameter(attribute).dtype if is_packed else dtype
+
+
 def count_parameters(decoder: Decoder) -> int:
-    """Parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in decoder.parameters())
+    """Parameters, shared ones once; a quantized weight's by its shape."""
+    return sum(
+        module.in_features * module.out_features
+        if isinstance(module, QuantizedLinear) and attribute == "codes"
+        else getattr(module, attribute).numel()
+        for (module, attribute), *_ in _parameter_owners(decoder).values()
+        if not isinstance(module, QuantizedLinear) or attribute in ("codes", "bias")
+    )
+
+
+def count_weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
+    """What the parameters take once they are loaded, shared ones once."""
+    return sum(
+        getattr(module, attribute).numel() * held_dtype(module, attribute, dtype).itemsize
+        for (module, attribute), *_ in _parameter_owners(decoder).values()
+    )

@@ -14,7 +14,7 @@ from model.folder import LoadError
 from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK
-from model.loader import count_parameters
+from model.loader import count_weight_bytes
 
 # The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
 # (at 8 MB a step of 32 sequences took three times as long as at 2), on a GPU they fill it.
@@ -89,7 +89,7 @@ def _contexts(max_positions: int) -> list[int]:
 
 def _weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
     """Parameters, shared ones once, and the tables that are computed, not stored."""
-    return count_parameters(decoder) * dtype.itemsize + sum(buffer.nbytes for buffer in decoder.buffers())
+    return count_weight_bytes(decoder, dtype) + sum(buffer.nbytes for buffer in decoder.buffers())
 
 
 def _feed_forward_row(config: DecoderConfig, layer: int, width: int) -> int:

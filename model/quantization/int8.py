@@ -1,0 +1,55 @@
+"""Eight bits a weight: symmetric, with one scale for each output when it is quantized here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.quantization.linear import QuantizedLinear
+
+
+class Int8Linear(QuantizedLinear):
+    """Codes are signed integers."""
+
+    CODES_PER_BYTE = 1
+
+    def values(self, rows: slice) -> Tensor:
+        """The integers."""
+        return self.codes[rows].float()
+
+
+class Int8RowsLinear(Int8Linear):
+    """W8A8: each row of x is rounded to int8, too, by its own largest element; one group, no zeros.
+
+    `y = sx * sw * (integers' product) + b`. The product of integers is exact: any kernel has its bits.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
+        rows = x.float()
+        # 255 steps over [-max, max], as compressed-tensors has it; -128 is then the one that nothing reaches.
+        scales = rows.abs().amax(1, keepdim=True) / 127.5
+        rows = (
+            torch.round(rows / scales.clamp_min(torch.finfo(torch.float32).tiny)).clamp_(-128, 127).double()
+        )
+        out = x.new_empty(x.shape[0], self.out_features)
+        for start in range(0, self.out_features, self.tile_rows):
+            tile = slice(start, start + self.tile_rows)
+            sums = rows @ self.codes[tile].double().t()  # below 2^53: exact in any order
+            out[:, tile] = sums.float() * scales * self.scales[tile].float().t()
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def quantize(weight: Tensor) -> dict[str, Tensor]:
+    """The nearest of 255 steps between -max and max of each row. weight: [out, in] -> codes and scales.
+
+    A row with NaN or infinity gets such a scale.
+    """
+    parts = [_quantize(rows) for rows in weight.split(256)]  # little memory for the quotients
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _quantize(weight: Tensor) -> dict[str, Tensor]:
+    scales = weight.abs().amax(1, keepdim=True).float() / 127.0
+    scales = torch.where(scales == 0.0, 1.0, scales)
+    return {"codes": torch.round(weight.float() / scales).to(torch.int8), "scales": scales}
