@@ -17,7 +17,7 @@ from model.checkpoint import INDEX, WEIGHTS
 from model.decoder import Decoder
 from model.folder import find_file, read_json
 from model.interface import FolderReport
-from model.loader import ModelFolder, count_parameters, open_folder
+from model.loader import ModelFolder, count_parameters, open_folder, parameter_counts
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -53,10 +53,10 @@ def _name(dtype: torch.dtype) -> str:
 def _parts(decoder: Decoder) -> Counter[str]:
     """How many parameters each part has, over all layers; all norms are one part."""
     parts: Counter[str] = Counter()
-    for name, parameter in decoder.named_parameters():
+    for name, count in parameter_counts(decoder):
         path = name.split(".")
         part = path[2] if path[0] == "layers" else path[0]
-        parts["norms" if "norm" in part else part] += parameter.numel()
+        parts["norms" if "norm" in part else part] += count
     return parts
 
 
@@ -76,9 +76,13 @@ def _unusual(folder: ModelFolder) -> Iterator[str]:
         yield f"{pickles[0][:100]!r} may be a pickle, and is not read"
     if others := _unread_weights(folder, names):
         yield f"{others[0][:100]!r} is not read ({len(others)} such in all)"
-    if unneeded := [tensor.name for tensor in checkpoint.tensors if not folder.places[tensor.name]]:
+    plain = [tensor for tensor in checkpoint.tensors if not folder.source.is_packed(tensor)]
+    if folder.quantization is not None:
+        num_packed = len({layer for layer, _ in folder.source.places.values()})
+        yield f"its weights are quantized: {folder.quantization}, {num_packed} layers"
+    if unneeded := [tensor.name for tensor in plain if not folder.places[tensor.name]]:
         yield f"tensor {unneeded[0][:100]!r} is not needed ({len(unneeded)} such in all)"
-    used = {tensor.dtype for tensor in checkpoint.tensors if folder.places[tensor.name]}
+    used = {tensor.dtype for tensor in plain if folder.places[tensor.name]}
     if len(used) > 1:
         yield f"its weights are of several formats: {', '.join(sorted(map(_name, used)))}"
     if torch.float16 in used:

@@ -45,6 +45,7 @@ class ModelInfo:
     model_id: str
     model_type: str
     dtype: str
+    quantization: str | None  # the format of linear layers' weights, if they are not of `dtype`
     device: str
     kernels: str
     fingerprint: str  # SHA-256 over configuration, tokenizer and weights, in hexadecimal; "" if only planned

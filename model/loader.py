@@ -278,15 +278,18 @@ def held_dtype(module: nn.Module, attribute: str, dtype: torch.dtype) -> torch.d
     return module.get_parameter(attribute).dtype if is_packed else dtype
 
 
+def parameter_counts(decoder: Decoder) -> Iterator[tuple[str, int]]:
+    """How many numbers each parameter stands for, shared ones once; none for a packed weight's scales."""
+    for name, ((module, attribute), *_) in _parameter_owners(decoder).items():
+        if not isinstance(module, QuantizedLinear) or attribute == "bias":
+            yield name, module.get_parameter(attribute).numel()
+        elif attribute == "codes":
+            yield name, module.in_features * module.out_features
+
+
 def count_parameters(decoder: Decoder) -> int:
-    """Parameters, shared ones once; a quantized weight's by its shape."""
-    return sum(
-        module.in_features * module.out_features
-        if isinstance(module, QuantizedLinear) and attribute == "codes"
-        else getattr(module, attribute).numel()
-        for (module, attribute), *_ in _parameter_owners(decoder).values()
-        if not isinstance(module, QuantizedLinear) or attribute in ("codes", "bias")
-    )
+    """Parameters, shared ones once."""
+    return sum(count for _, count in parameter_counts(decoder))
 
 
 def count_weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:

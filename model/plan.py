@@ -15,6 +15,7 @@ from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK
 from model.loader import count_weight_bytes
+from model.quantization import QuantizedLinear
 
 # The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
 # (at 8 MB a step of 32 sequences took three times as long as at 2), on a GPU they fill it.
@@ -42,6 +43,8 @@ def plan_memory(
     config = decoder.config
     weight_bytes = _weight_bytes(decoder, dtype)
     step_bytes = _step_bytes(config, dtype, device_type, max_batch_tokens, max_num_seqs)
+    packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
+    step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
     block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
     room = free_bytes - weight_bytes - step_bytes
     if kv_cache_tokens:

@@ -35,6 +35,7 @@ class RunnerOptions:
 
     model_id: str
     dtype: str = "auto"  # as stored, or float32, or bfloat16
+    quantize: str = "none"  # or int8, int4: of linear layers, as they are loaded
     device: str = "auto"  # cuda where there is one, else cpu
     num_threads: int = 0  # of the CPU's matrix products; 0: all cores but one, which the front needs
     kv_cache_tokens: int = 0  # 0: `max_num_seqs` sequences of full length, or what memory allows
@@ -160,7 +161,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
     keep_freed_memory()
     device = torch.device(_choose_device(options.device))
     torch.set_num_threads(options.num_threads or max(1, num_cores() - 1))
-    folder = open_folder(path, options.dtype)
+    folder = open_folder(path, options.dtype, options.quantize)
     memory = plan_memory(
         folder.decoder,
         folder.dtype,
@@ -176,6 +177,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         model_id=options.model_id,
         model_type=folder.model_type,
         dtype=str(folder.dtype).removeprefix("torch."),
+        quantization=folder.quantization,
         device=str(device),
         kernels="torch",
         fingerprint="",

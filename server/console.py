@@ -26,7 +26,7 @@ def announce(info: ModelInfo, address: str, took_s: float, *, as_text: bool) -> 
     memory = info.memory
     facts = {
         "model": f"{info.model_id} ({info.model_type})",
-        "parameters": f"{info.num_parameters / 1e6:,.1f} M, {info.dtype}, {_mb(memory.weight_bytes)}",
+        "parameters": f"{info.num_parameters / 1e6:,.1f} M, {_format(info)}, {_mb(memory.weight_bytes)}",
         "runs on": f"{info.device}, kernels: {info.kernels}",
         "KV cache": f"{memory.kv_cache_tokens:,} tokens, {_mb(memory.kv_cache_bytes)}",
         "memory": f"{_mb(memory.total_bytes)}: these, {_mb(memory.step_bytes)} for a step, "
@@ -49,7 +49,7 @@ def announce(info: ModelInfo, address: str, took_s: float, *, as_text: bool) -> 
 def show_plan(info: ModelInfo, max_batch_tokens: int, max_num_seqs: int) -> None:
     """Say, on standard output, what a model takes and how much it holds."""
     memory = info.memory
-    title = f"{info.model_id} ({info.model_type}), {info.dtype}, {info.device}"
+    title = f"{info.model_id} ({info.model_type}), {_format(info)}, {info.device}"
     table = Table("memory", title=title, title_justify="left")
     table.add_column("MB", justify="right")
     table.add_column("why")
@@ -100,6 +100,10 @@ def show_report(name: str, report: FolderReport) -> None:
     console = Console()
     for part_of_it in (table, parts, decoder):
         console.print(part_of_it)
+
+
+def _format(info: ModelInfo) -> str:
+    return info.dtype if info.quantization is None else f"{info.dtype} and {info.quantization}"
 
 
 def _mb(num_bytes: int) -> str:

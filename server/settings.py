@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="format of weights and cache; auto is the checkpoint's own"
     )
+    quantize: Literal["none", "int8", "int4"] = Field(
+        default="none", description="weights of linear layers in fewer bits, rounded as they are loaded"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes the GPU if there is one"
     )

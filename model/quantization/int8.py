@@ -39,6 +39,11 @@ class Int8RowsLinear(Int8Linear):
             out[:, tile] = sums.float() * scales * self.scales[tile].float().t()
         return out if self.bias is None else out.add_(self.bias)
 
+    def temporary_bytes(self, num_rows: int) -> int:
+        """The rows and a tile in float64, and the rows in float32."""
+        tile = min(self.tile_rows, self.out_features) * self.in_features
+        return (2 * num_rows * self.in_features + tile + num_rows * self.tile_rows) * torch.float64.itemsize
+
 
 def quantize(weight: Tensor) -> dict[str, Tensor]:
     """The nearest of 255 steps between -max and max of each row. weight: [out, in] -> codes and scales.

@@ -62,6 +62,12 @@ class QuantizedLinear(nn.Module):
             out[:, tile] = linear_in_row_blocks(x, self.decoded(tile).to(x.dtype), None)
         return out if self.bias is None else out.add_(self.bias)
 
+    def temporary_bytes(self, num_rows: int) -> int:
+        """What `forward` takes beside its result, at most."""
+        tile = min(self.tile_rows, self.out_features) * self.in_features
+        ordered = 0 if self.order is None else num_rows * self.in_features
+        return (4 * tile + ordered) * torch.float32.itemsize
+
     def decoded(self, rows: slice) -> Tensor:
         """These rows of W, their columns as the codes have them: [num_rows, in_features], float32."""
         scales = self.scales[rows].float().unsqueeze(2)  # [num_rows, num_groups, 1]

@@ -54,7 +54,7 @@ class InfoAnswer(Answer):
     model_type: str
     model_dtype: str
     model_device_type: str
-    quantization: str | None
+    quantization: str | None = Field(description="the format of the linear layers' weights, if it is another")
     fingerprint: str = Field(description="SHA-256 over configuration, tokenizer and weights")
     kernels: str
     vocab_size: int
@@ -78,7 +78,7 @@ async def info(front: FrontDep) -> InfoAnswer:
         model_type=model.model_type,
         model_dtype=model.dtype,
         model_device_type=model.device,
-        quantization=None,
+        quantization=model.quantization,
         fingerprint=model.fingerprint,
         kernels=model.kernels,
         vocab_size=model.vocab_size,

@@ -35,6 +35,7 @@ def plan(
             "model_id": info.model_id,
             "model_type": info.model_type,
             "model_dtype": info.dtype,
+            "quantization": info.quantization,
             "model_device_type": info.device,
             "num_parameters": info.num_parameters,
             "max_total_tokens": info.max_total_tokens,

@@ -70,8 +70,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 ENGINE_SETTINGS = (
-    "config", "dtype", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens", "max_num_seqs",
-    "watchdog_s", "max_worker_deaths",
+    "config", "dtype", "quantize", "device", "num_threads", "kv_cache_tokens", "max_batch_tokens",
+    "max_num_seqs", "watchdog_s", "max_worker_deaths",
 )  # fmt: skip
 SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *ENGINE_SETTINGS))
 
@@ -95,6 +95,7 @@ def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
         model_dir=str(folder),
         model_id="verbatim-storyteller" if folder == EMBEDDED_MODEL else hub.id_of(folder) or folder.name,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         device=settings.device,
         num_threads=settings.num_threads,
         kv_cache_tokens=settings.kv_cache_tokens,

@@ -20,6 +20,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     model_dir: str
     model_id: str
     dtype: str = "auto"
+    quantize: str = "none"
     device: str = "auto"
     num_threads: int = 0
     kv_cache_tokens: int = 0

@@ -133,6 +133,7 @@ def runner_options(config: WorkerConfig) -> RunnerOptions:
     return RunnerOptions(
         model_id=config.model_id,
         dtype=config.dtype,
+        quantize=config.quantize,
         device=config.device,
         num_threads=config.num_threads,
         kv_cache_tokens=config.kv_cache_tokens,

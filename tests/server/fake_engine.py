@@ -28,9 +28,9 @@ MEMORY = MemoryPlan(
     free_bytes=10**6, num_sequences=((512, 2),),
 )  # fmt: skip
 INFO = ModelInfo(
-    model_id="fake", model_type="fake", dtype="float32", device="cpu", kernels="none", fingerprint="00",
-    num_parameters=1, vocab_size=259, max_positions=512, block_size=16, num_blocks=64, memory=MEMORY,
-    end_token_ids=(END_ID,),
+    model_id="fake", model_type="fake", dtype="float32", quantization=None, device="cpu", kernels="none",
+    fingerprint="00", num_parameters=1, vocab_size=259, max_positions=512, block_size=16, num_blocks=64,
+    memory=MEMORY, end_token_ids=(END_ID,),
 )  # fmt: skip
 
 

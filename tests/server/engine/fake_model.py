@@ -45,6 +45,7 @@ class FakeModel:
             model_id="fake",
             model_type="fake",
             dtype="int8",
+            quantization=None,
             device="none",
             kernels="none",
             fingerprint="0" * 64,
