@@ -9,9 +9,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -24,17 +23,18 @@ from server.api.generation import Generation
 from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
+from server.commands.evaluate import evaluate
 from server.commands.plan import inspect, plan
 from server.commands.shared import (
     ENGINE_SETTINGS,
     SERVER_SETTINGS,
     fail,
+    from_folder,
     model_folder,
     with_settings,
-    worker_config,
+    worker_client,
 )
 from server.connection import affordable_connections
-from server.engine.worker_client import Patience, WorkerClient
 from server.errors import ApiError
 from server.generation_config import read_generation_defaults
 from server.metrics import Metrics
@@ -43,8 +43,6 @@ from server.settings import Settings, unknown_variables
 from server.shutdown import DrainingServer
 from server.text.chat_template import check_templates
 from server.text.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 
 def main() -> None:
@@ -62,6 +60,7 @@ def main() -> None:
     command.command()(generate)
     command.command()(plan)
     command.command()(inspect)
+    command.command("eval")(evaluate)
     command()
 
 
@@ -94,10 +93,10 @@ def serve(
     folder = model_folder(model_dir, settings)
     as_text = logs.is_text(settings.log_format)
     loading = console.LoadingBar(as_text=as_text)
-    client = _client(settings, folder, loading.show)
-    _from_folder(check_templates, folder)  # before it is asked for
-    defaults = _from_folder(read_generation_defaults, folder)
-    asgi = create_app(settings, client, _from_folder(Tokenizer, folder), defaults)
+    client = worker_client(settings, folder, loading.show)
+    from_folder(check_templates, folder)  # before it is asked for
+    defaults = from_folder(read_generation_defaults, folder)
+    asgi = create_app(settings, client, from_folder(Tokenizer, folder), defaults)
     config = uvicorn.Config(
         asgi,
         host=settings.host,
@@ -187,7 +186,7 @@ def generate(
 
 
 async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> None:
-    client = _client(settings, folder, lambda done, total: None)
+    client = worker_client(settings, folder)
     await client.start()
     try:
         await client.wait_until_settled()
@@ -196,10 +195,10 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
         front = Front(
             settings=settings,
             client=client,
-            tokenizer=_from_folder(Tokenizer, folder),
+            tokenizer=from_folder(Tokenizer, folder),
             metrics=Metrics(client.stats),
             version=server_version(),
-            defaults=_from_folder(read_generation_defaults, folder),
+            defaults=from_folder(read_generation_defaults, folder),
         )
         job = translate(parse_body(GenerateBody, msgspec.json.encode(body)), front, is_stream=True)
         generation = Generation(job, client.submit(job.request), front, time.monotonic())
@@ -214,18 +213,3 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
             raise generation.error
     finally:
         await client.stop()
-
-
-# ---- what both need ---------------------------------------------------------------------------------------
-
-
-def _from_folder(read: Callable[[Path], T], folder: Path) -> T:
-    try:
-        return read(folder)
-    except ValueError as error:
-        fail(str(error))
-
-
-def _client(settings: Settings, folder: Path, on_progress: Callable[[int, int], None]) -> WorkerClient:
-    patience = Patience(watchdog_s=settings.watchdog_s, max_deaths=settings.max_worker_deaths)
-    return WorkerClient(worker_config(settings, folder), settings.max_waiting, on_progress, patience)

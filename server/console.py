@@ -74,6 +74,17 @@ def show_plan(info: ModelInfo, max_batch_tokens: int, max_num_seqs: int) -> None
     console.print(sequences)
 
 
+def show_evaluations(title: str, rows: list[tuple[str, int, float, float]], of_what: str) -> None:
+    """Say, on standard output, what each came to: format, bytes of weights, bits per byte, nats per token."""
+    table = Table("weights", title=title, title_justify="left", caption=of_what, caption_justify="left")
+    for heading in ("MB", "bits per byte", "more than the first", "nats per token"):
+        table.add_column(heading, justify="right")
+    for name, num_bytes, bits, nats in rows:
+        more = f"{bits - rows[0][2]:+.4f}"
+        table.add_row(name, f"{num_bytes / 1e6:,.1f}", f"{bits:.4f}", more, f"{nats:.4f}")
+    Console().print(table)
+
+
 def show_report(name: str, report: FolderReport) -> None:
     """Say, on standard output, what a folder holds."""
     stored = ", ".join(f"{count} of {dtype}" for dtype, count in report.stored_dtypes.items())

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from server import console
 from server.commands import hub
 from server.engine.frames import Refused, WorkerConfig
+from server.engine.worker_client import Patience, WorkerClient
 from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
@@ -102,6 +103,22 @@ def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
         max_batch_tokens=settings.max_batch_tokens,
         max_num_seqs=settings.max_num_seqs,
     )
+
+
+def worker_client(
+    settings: Settings, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> WorkerClient:
+    """An engine in a process of its own, not yet started."""
+    patience = Patience(watchdog_s=settings.watchdog_s, max_deaths=settings.max_worker_deaths)
+    return WorkerClient(worker_config(settings, folder), settings.max_waiting, on_progress, patience)
+
+
+def from_folder(read: Callable[[Path], T], folder: Path) -> T:
+    """What is read from a model's folder, or the command's end."""
+    try:
+        return read(folder)
+    except ValueError as error:
+        fail(str(error))
 
 
 def ask_planner(question: str, config: WorkerConfig, answer: type[T]) -> T:
