@@ -73,7 +73,7 @@ def write_pair(
     for name, tensor in sorted(tensors.items()):
         layer = name.removesuffix(".weight")
         is_linear = tensor.dim() == 2 and ".layers." in name + "." and "gate.weight" not in name
-        is_linear = is_linear or ".h." in name and tensor.dim() == 2
+        is_linear = is_linear or (".h." in name and tensor.dim() == 2)
         if not is_linear or layer.endswith("mlp.shared_expert_gate"):
             packed[name] = tensor
             continue
@@ -199,7 +199,8 @@ def bitsandbytes_int8(weight: Array, chance: np.random.Generator) -> Stored:
 NF4 = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+    1.0,
 ]  # fmt: skip
 
 

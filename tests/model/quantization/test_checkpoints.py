@@ -311,7 +311,7 @@ def test_a_spoilt_layer_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
 
 def test_layers_that_are_stored_transposed_are_refused(tmp_path: Path) -> None:
     packed, _ = write_pair(tmp_path, "gpt2", *FORMATS["gptq 4 bits"])
-    with pytest.raises(LoadError, match="model.safetensors: tensor 'transformer.h.0.attn.c_attn"):
+    with pytest.raises(LoadError, match=r"model\.safetensors: tensor 'transformer\.h\.0\.attn\.c_attn"):
         open_folder(packed)
 
 

@@ -94,6 +94,7 @@ def test_a_product_is_that_with_the_decoded_weight(kind: str) -> None:
     layer = quantized(drawn(300, 2048), kind)
     x = drawn(5, 2048, seed=6)
     ordered = x if layer.order is None else x[:, layer.order]
+    assert layer.bias is not None
     expected = ordered.double() @ layer.decoded(slice(None)).double().t() + layer.bias.double()
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4)
 
