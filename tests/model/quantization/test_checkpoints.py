@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,5 +333,8 @@ def test_quantizing_again_is_refused_but_for_what_was_decoded(tmp_path: Path) ->
     assert all(isinstance(module, QuantizedLinear) for module in linears(decoder).values())
 
 
-def test_every_scheme_has_a_checkpoint_here() -> None:
+def test_every_scheme_has_a_checkpoint_here_and_a_row_in_the_documents() -> None:
     assert {str(config["quant_method"]) for config, _ in FORMATS.values()} == set(SCHEMES)
+    page = Path(__file__).resolve().parents[3] / "docs" / "quantization.md"
+    table = page.read_text("utf-8").partition("| `quant_method` |")[2]
+    assert re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE) == sorted(SCHEMES)
