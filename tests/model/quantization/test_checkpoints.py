@@ -16,9 +16,11 @@ from torch import Tensor
 from model.checkpoint import WEIGHTS
 from model.decoder import Decoder
 from model.folder import LoadError
+from model.inspection import inspect_folder
 from model.linear import Linear
 from model.loader import count_parameters, count_weight_bytes, load, open_folder
 from model.quantization import SCHEMES, QuantizedLinear
+from model.runner import ModelRunner, RunnerOptions
 from tests.model.decoders import random_ids, whole
 from tests.model.quantization import packers
 from tests.model.quantization.packers import Packer, write_pair
@@ -331,6 +333,33 @@ def test_quantizing_again_is_refused_but_for_what_was_decoded(tmp_path: Path) ->
     packed, _ = write_pair(tmp_path / "fp8", "llama", *FORMATS["fp8"])
     decoder = load(open_folder(packed, quantize="int8")).decoder
     assert all(isinstance(module, QuantizedLinear) for module in linears(decoder).values())
+
+
+def test_routers_and_gates_stay_as_they_are(tmp_path: Path) -> None:
+    _, plain = write_pair(tmp_path, "qwen2_moe", *FORMATS["awq"])
+    held = linears(load(open_folder(plain, quantize="int4")).decoder)
+    dense = {path for path, module in held.items() if isinstance(module, Linear)}
+    assert dense == {f"layers.0.feed_forward.{name}" for name in ("router", "shared_gate")}
+
+
+def test_plan_and_inspection_tell_of_it(tmp_path: Path) -> None:
+    packed, plain = write_pair(tmp_path, "llama", *FORMATS["gptq 4 bits"])
+    infos = {
+        name: ModelRunner.plan(path, RunnerOptions(model_id="x", quantize=name))
+        for name, path in (("none", packed), ("int8", plain), ("int4", plain))
+    }
+    assert [info.quantization for info in infos.values()] == ["gptq", "int8", "int4"]
+    dense = ModelRunner.plan(plain, RunnerOptions(model_id="x"))
+    assert dense.quantization is None
+    for info in infos.values():
+        assert info.num_parameters == dense.num_parameters
+        assert info.memory.weight_bytes < 0.6 * dense.memory.weight_bytes
+        assert info.memory.step_bytes > dense.memory.step_bytes
+    report = inspect_folder(packed)
+    assert sum(report.parts.values()) == report.num_parameters == dense.num_parameters
+    assert report.unusual == (
+        "its weights are quantized: gptq, 14 layers", "it has no tokenizer",
+    )  # fmt: skip
 
 
 def test_every_scheme_has_a_checkpoint_here_and_a_row_in_the_documents() -> None:
