@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from model.checkpoint import INDEX, WEIGHTS
+from model.counting import count_parameters, parameter_counts
 from model.decoder import Decoder
 from model.folder import find_file, read_json
 from model.interface import FolderReport
-from model.loader import ModelFolder, count_parameters, open_folder, parameter_counts
+from model.loader import ModelFolder, open_folder
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")

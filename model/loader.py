@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from model.config import DecoderConfig
+from model.counting import held_dtype, parameter_owners
 from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
 from model.folder import LoadError, read_file, read_json
 from model.machine import num_cores
 from model.parameters import Parameters, Source, without_memory
-from model.quantization import QuantizedLinear, Scheme, scheme_of
+from model.quantization import Scheme, scheme_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -42,6 +43,7 @@ DECIDING_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+DECIDING_PATTERNS = ("*.tiktoken", "additional_chat_templates/*.jinja")
 MAX_POSITIONS = 2**22  # the tables of positions are laid out before any size is compared with the weights
 
 Progress = Callable[[int, int], None]  # bytes of weights read so far, and in all
@@ -135,10 +137,10 @@ def load(
     decide an answer: name, length and SHA-256 of each beside the weights, then, file by file of these, the
     SHA-256 of the header and of each tensor's pieces of 1 MiB, which several threads can find.
     """
-    owners = _parameter_owners(folder.decoder)
+    owners = parameter_owners(folder.decoder)
     parameters = Parameters(folder.source)
     digest = hashlib.sha256()
-    for name in DECIDING_FILES:
+    for name in (*DECIDING_FILES, *_matches(folder.path)):
         if (content := read_file(folder.path, name)) is not None:
             digest.update(f"{name} {len(content)} ".encode() + hashlib.sha256(content).digest())
     done, total = 0, folder.checkpoint.num_bytes
@@ -158,6 +160,12 @@ def load(
         end_token_ids=folder.end_token_ids,
         fingerprint=digest.hexdigest(),
     )
+
+
+def _matches(path: Path) -> list[str]:
+    """The files that have no fixed name, in one order."""
+    found = (file for pattern in DECIDING_PATTERNS for file in path.glob(pattern))
+    return sorted(file.relative_to(path).as_posix() for file in found)
 
 
 def _translate(config_json: dict[str, Any]) -> tuple[Family, DecoderConfig, Scheme | None]:
@@ -192,7 +200,7 @@ def _match(source: Source) -> dict[str, list[str]]:
     """Which parameters each stored tensor gives: every parameter once, in its shape. Reads no tensor."""
     decoder, checkpoint = source.decoder, source.checkpoint
     parameters = Parameters(source)
-    expected = {name: decoder.get_parameter(name).shape for name in _parameter_owners(decoder)}
+    expected = {name: decoder.get_parameter(name).shape for name in parameter_owners(decoder)}
     places: dict[str, list[str]] = {}
     given_by: dict[str, StoredTensor] = {}
     for stored in checkpoint.tensors:
@@ -259,42 +267,3 @@ def _end_token_ids(path: Path, config_json: dict[str, Any], config: DecoderConfi
                 f"{config.vocab_size - 1}"
             )
     return tuple(ids)
-
-
-def _parameter_owners(decoder: Decoder) -> dict[str, list[tuple[nn.Module, str]]]:
-    """For each parameter, by its first name, every (module, attribute) that holds it: two if tied."""
-    names: dict[int, str] = {}
-    owners: dict[str, list[tuple[nn.Module, str]]] = {}
-    for prefix, module in decoder.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = names.setdefault(id(parameter), f"{prefix}.{attribute}" if prefix else attribute)
-            owners.setdefault(name, []).append((module, attribute))
-    return owners
-
-
-def held_dtype(module: nn.Module, attribute: str, dtype: torch.dtype) -> torch.dtype:
-    """A packed tensor's own, or else the model's."""
-    is_packed = isinstance(module, QuantizedLinear) and attribute != "bias"
-    return module.get_parameter(attribute).dtype if is_packed else dtype
-
-
-def parameter_counts(decoder: Decoder) -> Iterator[tuple[str, int]]:
-    """How many numbers each parameter stands for, shared ones once; none for a packed weight's scales."""
-    for name, ((module, attribute), *_) in _parameter_owners(decoder).items():
-        if not isinstance(module, QuantizedLinear) or attribute == "bias":
-            yield name, module.get_parameter(attribute).numel()
-        elif attribute == "codes":
-            yield name, module.in_features * module.out_features
-
-
-def count_parameters(decoder: Decoder) -> int:
-    """Parameters, shared ones once."""
-    return sum(count for _, count in parameter_counts(decoder))
-
-
-def count_weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
-    """What the parameters take once they are loaded, shared ones once."""
-    return sum(
-        getattr(module, attribute).numel() * held_dtype(module, attribute, dtype).itemsize
-        for (module, attribute), *_ in _parameter_owners(decoder).values()
-    )

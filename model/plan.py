@@ -9,12 +9,12 @@ import torch
 
 from model.batch import BLOCKS_PER_TILE, QUERY_TILE
 from model.config import DecoderConfig
+from model.counting import count_weight_bytes
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK
-from model.loader import count_weight_bytes
 from model.quantization import QuantizedLinear
 
 # The keys that one group of attention's pairs works on: on a CPU they must stay in its cache

@@ -17,12 +17,13 @@ from model.allocator import keep_freed_memory, reserve
 from model.attention import PagedAttention
 from model.batch import ForwardBatch
 from model.config import DecoderConfig
+from model.counting import count_parameters
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
-from model.loader import ModelFolder, Progress, count_parameters, load, open_folder
+from model.loader import ModelFolder, Progress, load, open_folder
 from model.machine import free_bytes, num_cores, resident_bytes
 from model.plan import max_pairs, plan_memory
 from model.sampling.sampler import Sampler

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from model.loader import count_parameters, load, open_folder
+from model.counting import count_parameters
+from model.loader import load, open_folder
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import INDEX, WEIGHTS
+from model.counting import count_parameters
 from model.families import family_of, known_families
-from model.loader import count_parameters, load, open_folder
+from model.loader import load, open_folder
 from tests.model.decoders import whole
 from tests.model.folders import shard, stored_tensors, write_folder
 from tests.model.live_bytes import LiveBytes
@@ -84,11 +85,16 @@ def test_a_tensor_of_many_pieces_is_read_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded.embedding.weight, saved.embedding.weight)
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "vocab.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "a.tiktoken",
+     "additional_chat_templates/tool_use.jinja"],
+)  # fmt: skip
 def test_the_fingerprint_covers_every_file_that_decides(folder: Path, name: str) -> None:
     before = load(open_folder(folder)).fingerprint
     assert before == load(open_folder(folder)).fingerprint
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes((path.read_bytes() if path.exists() else b"{}") + b" ")
     assert load(open_folder(folder)).fingerprint != before
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoint import WEIGHTS
+from model.counting import count_parameters, count_weight_bytes
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.inspection import inspect_folder
 from model.linear import Linear
-from model.loader import count_parameters, count_weight_bytes, load, open_folder
+from model.loader import load, open_folder
 from model.quantization import SCHEMES, QuantizedLinear
 from model.runner import ModelRunner, RunnerOptions
 from tests.model.decoders import random_ids, whole

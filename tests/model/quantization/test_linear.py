@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.counting import count_parameters, count_weight_bytes
 from model.decoder import Decoder
 from model.linear import ROW_BLOCK, Linear
-from model.loader import count_parameters, count_weight_bytes, load, open_folder
+from model.loader import load, open_folder
 from model.quantization import AT_LOAD, QuantizedLinear
 from model.quantization.int4 import GROUP_SIZE, Int4Linear, pack, unpack
 from model.quantization.int8 import Int8Linear, Int8RowsLinear
