@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -41,6 +42,11 @@ class Source:
         self.checkpoint = checkpoint
         self.scheme = scheme
         self.quantize = quantize
+        self.shapes = {  # of each linear layer's weight
+            path: module.weight.shape
+            for path, module in decoder.named_modules()
+            if isinstance(module, Linear)
+        }
         self.places: dict[str, tuple[str, str]] = {}  # of a packed layer's tensors: (layer, ending)
         if scheme is not None:
             names = {stored.name for stored in checkpoint.tensors}
@@ -103,12 +109,10 @@ class Parameters:
         for path, linear in self._linears():
             packed = modules.get(path, {})
             if "codes" in packed and scheme is not None and scheme.module is not None:
-                if len(packed["codes"]) != len(linear.weight):
-                    _refuse(
-                        stored_of[path],
-                        f"gives {path!r} {len(packed['codes'])} outputs, expected {len(linear.weight)}",
-                    )
                 kind, has_bias = scheme.module, linear.bias is not None or path in biased
+                shape = [len(packed["codes"]), packed["codes"].shape[1] * kind.CODES_PER_BYTE]
+                if shape != list(linear.weight.shape):
+                    _refuse(stored_of[path], f"gives {path!r} {shape}, expected {list(linear.weight.shape)}")
             elif self._at_load is not None and self._is_quantizable(path, linear):
                 kind, packed, has_bias = (
                     self._at_load[0],
@@ -152,7 +156,7 @@ class Parameters:
         assert scheme is not None
         weight = f"{layer}.weight"
         try:
-            packed = scheme.decode(parts, self._num_inputs(stored, weight))
+            packed = scheme.decode(parts, partial(self._num_inputs, weight))
         except (ValueError, RuntimeError, IndexError) as error:
             _refuse(stored, " ".join(str(error).split())[:300])
         modules = []
@@ -169,16 +173,20 @@ class Parameters:
             for module in dict.fromkeys(modules):
                 yield f"{module}.{component}", packed[component]
 
-    def _num_inputs(self, stored: StoredTensor, weight: str) -> int:
-        """Those of the decoder's layer, or of the first one if several are stored as one."""
-        probe = torch.empty(2, 1, device="meta")  # as many rows as there are layers in the smallest fused one
-        for name, _ in self._translated(stored, weight, probe):
-            module = self._module(name.rpartition(".")[0])
-            if isinstance(module, Linear):
-                return module.weight.shape[1]
-            if isinstance(module, QuantizedLinear):
-                return module.in_features
-        raise ValueError("has no place in this model: no linear layer is called so")
+    def _num_inputs(self, weight: str, num_weights: int) -> int:
+        """Those of a stored layer with so many weights: it must fill the decoder's layers that it is for."""
+        shapes = self._source.shapes
+        for num_inputs in sorted({shape[1] for shape in shapes.values()}):
+            if num_weights % num_inputs:
+                continue
+            tried = torch.empty(num_weights // num_inputs, num_inputs, device="meta")
+            try:
+                parts = list(self._source.family.parameters(weight, tried, self._decoder.config))
+            except (RuntimeError, TypeError, IndexError):
+                continue  # of another number of inputs
+            if all(shapes.get(name.removesuffix(".weight")) == part.shape for name, part in parts):
+                return num_inputs
+        raise ValueError(f"belongs to a layer of {num_weights} weights, as this model has none")
 
     def _module(self, path: str) -> nn.Module | None:
         try:

@@ -17,6 +17,8 @@ from model.quantization.linear import QuantizedLinear
 
 Packed = dict[str, Tensor]  # a module's tensors by name, or the `weight` alone if it is decoded at load
 
+NumInputs = Callable[[int], int]
+
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
@@ -26,9 +28,10 @@ class Scheme:
     module: type[QuantizedLinear] | None  # what holds the weights; None: they are decoded at load
     # The endings of a layer's tensors; the first is one that only quantized layers have.
     leaves: tuple[str, ...]
-    # The tensors of one layer, by ending, and its number of inputs -> what is held. Without memory, too.
+    # The tensors of one layer, by ending, and how many inputs it has with so many weights, where no shape
+    # tells that -> what is held. Works without memory, too.
     # Raises `ValueError` with what does not fit.
-    decode: Callable[[Mapping[str, Tensor], int], Packed]
+    decode: Callable[[Mapping[str, Tensor], NumInputs], Packed]
 
 
 T = TypeVar("T", bound=msgspec.Struct)

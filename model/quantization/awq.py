@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model.quantization._scheme import FLOATS, Packed, Scheme, expect, read_fields, unpack_int32
+from model.quantization._scheme import FLOATS, NumInputs, Packed, Scheme, expect, read_fields, unpack_int32
 from model.quantization.int4 import Int4Linear, pack
 
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where each output's bits stand in the word
@@ -39,11 +39,11 @@ def scheme(config: Mapping[str, Any]) -> Scheme:
     return Scheme("awq", Int4Linear, ("qweight", "qzeros", "scales"), _decode)
 
 
-def _decode(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     words, zero_words, scales = expect(parts, qweight=torch.int32, qzeros=torch.int32, scales=FLOATS)
     codes, zeros = _unpack(words), _unpack(zero_words)
-    if codes.shape[1] != in_features or zeros.shape != scales.t().shape or len(zeros) != len(codes):
-        raise ValueError(f"belongs to a layer of {list(codes.shape)}, expected {in_features} inputs")
+    if zeros.shape != scales.t().shape or len(zeros) != len(codes):
+        raise ValueError(f"belongs to a layer of {list(codes.shape)} with scales of {list(scales.shape)}")
     return {"codes": pack(codes), "scales": scales.t(), "zeros": zeros}
 
 

@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model.quantization._scheme import FLOATS, Dtypes, Packed, Scheme, expect, read_fields
+from model.quantization._scheme import FLOATS, Dtypes, NumInputs, Packed, Scheme, expect, read_fields
 from model.quantization.int4 import Int4Linear
 from model.quantization.int8 import Int8Linear
 
@@ -63,26 +63,27 @@ def scheme(config: Mapping[str, Any]) -> Scheme:
     return Scheme("bitsandbytes", Int4Linear, (*leaves, *_STATES), _decode_4bit)
 
 
-def _decode_int8(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode_int8(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     weight, scales = expect(parts, weight=torch.int8, SCB=FLOATS)
     layout = parts.get("weight_format")
     if layout is not None and not layout.is_meta and layout.any():
         raise ValueError(f"belongs to a layer of the layout {layout.tolist()}, must be 0, by rows")
-    if weight.shape != (len(scales), in_features):
-        raise ValueError(f"belongs to a layer of {list(weight.shape)}, expected {in_features} inputs")
+    if weight.dim() != 2 or scales.shape != weight.shape[:1]:
+        raise ValueError(f"belongs to a layer of {list(weight.shape)} with scales of {list(scales.shape)}")
     return {"codes": weight, "scales": scales.float().unsqueeze(1) / 127.0}
 
 
-def _decode_4bit(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode_4bit(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     dtypes: dict[str, Dtypes] = {
         "weight": torch.uint8,
         "weight.quant_map": torch.float32,
         "weight.absmax": (torch.float32, torch.uint8),
     }
     weight, table, absmax = expect(parts, **dtypes)
-    out_features, rest = divmod(2 * weight.numel(), in_features)
-    num_groups, rest_of_blocks = divmod(absmax.numel(), max(1, out_features))
-    if rest or rest_of_blocks or not num_groups or in_features % num_groups or in_features % 2:
+    in_features = num_inputs(2 * weight.numel())
+    out_features = 2 * weight.numel() // in_features
+    num_groups, rest_of_blocks = divmod(absmax.numel(), out_features)
+    if rest_of_blocks or not num_groups or in_features % num_groups or in_features % 2:
         raise ValueError(f"has blocks that are no parts of rows of {in_features}: that is not supported")
     _check_state(parts, (out_features, in_features), in_features // num_groups)
     if absmax.dtype == torch.uint8:

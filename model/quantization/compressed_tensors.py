@@ -18,6 +18,7 @@ from torch import Tensor
 from model.quantization import fp8
 from model.quantization._scheme import (
     FLOATS,
+    NumInputs,
     Packed,
     Scheme,
     expect,
@@ -100,17 +101,17 @@ def _is_w8a8(weights: Arguments, rows: Arguments | None) -> bool:
     )
 
 
-def _decode_int8(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode_int8(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     weight, scales = expect(parts, weight=torch.int8, weight_scale=FLOATS)
-    if scales.numel() not in (1, len(weight)) or weight.shape[1] != in_features:
+    if scales.numel() not in (1, len(weight)):
         raise ValueError(f"belongs to a layer of {list(weight.shape)} with scales of {list(scales.shape)}")
     return {"codes": weight, "scales": scales.reshape(-1, 1).expand(len(weight), 1)}
 
 
-def _decode_packed(c: Arguments, parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode_packed(c: Arguments, parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     words, scales = expect(parts, weight_packed=torch.int32, weight_scale=FLOATS)
     codes = unpack_int32(words.t(), c.num_bits).t()  # [out, in], unsigned
-    if codes.shape[1] != in_features or scales.dim() != 2 or len(scales) not in (1, len(codes)):
+    if scales.dim() != 2 or len(scales) not in (1, len(codes)):
         raise ValueError(f"belongs to a layer of {list(codes.shape)} with scales of {list(scales.shape)}")
     num_groups = scales.shape[1]
     scales = scales.expand(len(codes), num_groups)
@@ -122,7 +123,7 @@ def _decode_packed(c: Arguments, parts: Mapping[str, Tensor], in_features: int) 
     packed: Packed = {"scales": scales}
     if c.actorder not in (None, "static", "weight") and num_groups > 1:
         (groups,) = expect(parts, weight_g_idx=(torch.int32, torch.int64))
-        packed["order"] = order_of(groups, in_features, num_groups)
+        packed["order"] = order_of(groups, codes.shape[1], num_groups)
         codes = codes.index_select(1, packed["order"])
     if c.num_bits == 8:
         return {**packed, "codes": signed(codes, middle), "zeros": signed(zeros, middle)}

@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model.quantization._scheme import FLOATS, Packed, Scheme, expect, read_fields
+from model.quantization._scheme import FLOATS, NumInputs, Packed, Scheme, expect, read_fields
 
 
 class FIELDS(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +33,7 @@ def scheme(config: Mapping[str, Any]) -> Scheme:
     if rows < 1 or columns < 1:
         raise ValueError(f"weight_block_size is {[rows, columns]}, must be at least 1")
 
-    def decode(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+    def decode(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
         weight, scales = expect(parts, weight=torch.float8_e4m3fn, weight_scale_inv=FLOATS)
         expected = [-(-len(weight) // rows), -(-weight.shape[1] // columns)]
         if list(scales.shape) != expected:
@@ -44,7 +44,7 @@ def scheme(config: Mapping[str, Any]) -> Scheme:
     return Scheme("fp8", None, ("weight_scale_inv", "weight"), decode)
 
 
-def decode_whole(parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def decode_whole(parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     """One scale for the tensor, or one for each output."""
     weight, scale = expect(parts, weight=torch.float8_e4m3fn, weight_scale=FLOATS)
     if scale.numel() not in (1, len(weight)):

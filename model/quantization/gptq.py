@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.quantization._scheme import (
     FLOATS,
+    NumInputs,
     Packed,
     Scheme,
     expect,
@@ -59,14 +60,15 @@ def scheme(config: Mapping[str, Any]) -> Scheme:
     )
 
 
-def _decode(c: FIELDS, parts: Mapping[str, Tensor], in_features: int) -> Packed:
+def _decode(c: FIELDS, parts: Mapping[str, Tensor], num_inputs: NumInputs) -> Packed:
     words, zero_words, scales = expect(parts, qweight=torch.int32, qzeros=torch.int32, scales=FLOATS)
     codes = unpack_int32(words, c.bits).t()  # [out, in]
     zeros = unpack_int32(zero_words.t(), c.bits)  # [out, groups]
     if c.checkpoint_format == "gptq":  # which stores them less one
         zeros = (zeros + 1) & (2**c.bits - 1)
-    if codes.shape[1] != in_features or scales.t().shape != zeros.shape or len(zeros) != len(codes):
-        raise ValueError(f"belongs to a layer of {list(codes.shape)}, expected {in_features} inputs")
+    if scales.t().shape != zeros.shape or len(zeros) != len(codes):
+        raise ValueError(f"belongs to a layer of {list(codes.shape)} with scales of {list(scales.shape)}")
+    in_features = codes.shape[1]
     packed = {"scales": scales.t(), "zeros": zeros}
     if "g_idx" in parts and len(scales) > 1:
         order = order_of(parts["g_idx"], in_features, len(scales))

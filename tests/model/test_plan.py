@@ -134,6 +134,22 @@ def test_a_step_takes_what_was_planned_and_no_more(
     assert max(peaks) <= planned <= 2 * max(peaks)
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_that_decodes_weights_takes_no_more_than_was_planned(
+    tmp_path: Path, dtype: str, quantize: str
+) -> None:
+    write_folder(tmp_path, hidden_size=256, feed_forward_size=2048)
+    options = RunnerOptions(
+        model_id="a", dtype=dtype, quantize=quantize, num_threads=1, max_batch_tokens=96, max_num_seqs=16
+    )
+    runner = ModelRunner.load(tmp_path, options)
+    with LiveBytes() as live:
+        runner.execute([item(96, 128, targets=True)])
+    planned = runner.info.memory.step_bytes
+    assert live.peak <= planned <= 3 * live.peak
+
+
 PARTS: dict[str, dict[str, Any]] = {
     "experts": {"hidden_size": 64, "experts": Experts(
         num_experts=7, num_chosen=2, feed_forward_size=1024, is_renormalized=True, shared_size=512

@@ -248,12 +248,12 @@ SPOILT: dict[str, tuple[str, Spoil, str]] = {
     "short scales": (
         "awq",
         lambda t: t.update({LAYER + "scales": t[LAYER + "scales"][:1].clone()}),
-        "expected 64 inputs",
+        "with scales of",
     ),
     "other inputs": (
         "gptq 4 bits",
         lambda t: t.update({LAYER + "qweight": t[LAYER + "qweight"][:4].clone()}),
-        "expected 64 inputs",
+        r"groups for \[64\] inputs, expected 32",
     ),
     "other outputs": (
         "gptq 4 bits",
@@ -264,7 +264,7 @@ SPOILT: dict[str, tuple[str, Spoil, str]] = {
                 LAYER + "scales": t[LAYER + "scales"][:, :32].clone(),
             }
         ),
-        "32 outputs, expected 64",
+        r"wq' \[32, 64\], expected \[64, 64\]",
     ),
     "float words": (
         "awq",

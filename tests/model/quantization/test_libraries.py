@@ -20,7 +20,7 @@ def layer(config: dict[str, Any], parts: dict[str, Tensor], num_inputs: int) -> 
     scheme = SCHEMES[config["quant_method"]](config)
     assert set(parts) <= set(scheme.leaves)
     assert scheme.module is not None
-    return scheme.module(num_inputs, scheme.decode(parts, num_inputs), has_bias=False)
+    return scheme.module(num_inputs, scheme.decode(parts, lambda num_weights: num_inputs), has_bias=False)
 
 
 @pytest.mark.parametrize("is_nested", [False, True], ids=["plain", "double"])
