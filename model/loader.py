@@ -171,7 +171,8 @@ def _matches(path: Path) -> list[str]:
 def _translate(config_json: dict[str, Any]) -> tuple[Family, DecoderConfig, Scheme | None]:
     try:
         family = family_of(config_json.get("model_type"))
-        return family, family.decoder_config(config_json), scheme_of(config_json)
+        scheme = scheme_of(config_json)
+        return family, family.decoder_config(config_json), scheme
     except ValueError as error:
         code = (
             "; the folder's own code, which auto_map names, is never run" if "auto_map" in config_json else ""

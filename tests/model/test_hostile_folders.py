@@ -179,7 +179,7 @@ CONFIGS: dict[str, tuple[Spoil, str]] = {
     "more than 64 bits": (change_config(vocab_size=2**70), "config.json: its sizes are more than a machine"),
     "quantized": (
         change_config(quantization_config={"quant_method": "gptq"}),
-        r"config.json: quantization_config \(gptq\) is not supported yet",
+        r"config.json: quantization_config \(gptq\): .*`bits`",
     ),
     "generation_config not JSON": (
         write("generation_config.json", b"x"),
