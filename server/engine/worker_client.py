@@ -255,9 +255,8 @@ class WorkerClient:
             self._hand_over(sequence_id)
 
     def _clear(self, sequence_id: int) -> None:
-        if sequence_id in self._quarantine:
-            self._quarantine.clear(sequence_id)
-            self._try_next()
+        self._quarantine.clear(sequence_id)
+        self._try_next()
 
     # ---- what the worker says -----------------------------------------------------------------------------
 
