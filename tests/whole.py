@@ -50,8 +50,8 @@ class Server:
     def worker(self) -> psutil.Process | None:
         """The newest of its workers that is not a corpse, if there is one."""
         for child in reversed(self.front().children()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() != psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "worker" in " ".join(child.cmdline()):  # a corpse has none
                     return child
         return None
 

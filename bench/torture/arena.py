@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,11 +61,6 @@ class Tally:
                 self.refusal_s.append(outcome.head_s - outcome.sent_s)
             case End.LOST | End.FAILED:
                 self._example(f"{outcome.end.value}: {outcome.why}"[:300])
-
-    def add_all(self, outcomes: Iterable[Outcome]) -> None:
-        """Several."""
-        for outcome in outcomes:
-            self.add(outcome)
 
     def merge(self, other: Tally) -> None:
         """All of another tally's, but its times."""

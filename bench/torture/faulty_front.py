@@ -38,9 +38,9 @@ class FaultyText(StreamText):
 
 def main() -> None:
     """The command."""
-    client = functools.partial(WorkerClient, worker_module="bench.torture.faulty_worker")
+    started_with = functools.partialmethod(WorkerClient.__init__, worker_module="bench.torture.faulty_worker")
     with (
-        mock.patch.object(cli, "WorkerClient", client),
+        mock.patch.object(WorkerClient, "__init__", started_with),
         mock.patch.object(generation, "StreamText", FaultyText),
     ):
         cli.main()

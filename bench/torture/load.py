@@ -125,9 +125,9 @@ class Load:
 
 
 @asynccontextmanager
-async def loading(arena: Arena, address: str, limit_s: float = 120.0) -> AsyncIterator[Load]:
-    """Ends when all of its requests have."""
-    load = Load(arena.oracle.answer, address)
+async def loading(arena: Arena | None, address: str, limit_s: float = 120.0) -> AsyncIterator[Load]:
+    """Ends when all of its requests have. Without an arena the answers are compared with nothing."""
+    load = Load(arena.oracle.answer if arena else lambda wish: None, address)
     try:
         yield load
     finally:
