@@ -29,11 +29,10 @@ from rich.table import Table
 from bench.machine import described, machine
 from bench.torture.arena import Tally, limits_of, percentile_ms
 from bench.torture.check import End
-from bench.torture.load import Load
+from bench.torture.load import STALL_S, Load
 from bench.torture.wishes import Limits, Wish
 from tests.whole import running
 
-LIMIT_S = 120.0  # for what is under way at the end of a run
 FIGURES = ("offered tokens/s", "goodput tokens/s", "refused %", "first ms p50", "first ms p99", "gap ms p50",
            "gap ms p99")  # fmt: skip
 
@@ -84,7 +83,7 @@ async def replay(address: str, wishes: list[tuple[float, Wish]], speed: float, d
         load.start(wish)
     await asyncio.sleep(max(0.0, began_s + duration_s - time.perf_counter()))
     num_good = sum(tokens for _, tokens in load.tally.whole_s)  # within the time
-    await load.wait(LIMIT_S)
+    await load.wait(STALL_S)
     load.tally.num_whole_tokens = num_good
     return load.tally
 

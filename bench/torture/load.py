@@ -18,6 +18,7 @@ from bench.torture.clients import Manner, ask
 from bench.torture.wire import Connection
 from bench.torture.wishes import Wish
 
+STALL_S = 60.0  # without any progress: far beyond a restart, or a watchdog's time
 REFUSED_PAUSE_S = 0.2  # before a client of a closed loop asks again
 
 
@@ -55,13 +56,18 @@ class Load:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def wait(self, limit_s: float) -> None:
-        """Until all have ended; what has not by then is given up, and counts as lost."""
-        if self._tasks:
-            _, pending = await asyncio.wait(self._tasks, timeout=limit_s)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+    async def wait(self, stall_s: float) -> None:
+        """Until all have ended; those left when none has made progress for so long count as lost."""
+        pending, before = set(self._tasks), None
+        while pending:
+            _, pending = await asyncio.wait(pending, timeout=stall_s)
+            now = (self.num_tokens, len(pending))
+            if now == before:
+                break
+            before = now
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
         for connection in self._half_open:
             connection.reset()
 
@@ -125,20 +131,18 @@ class Load:
 
 
 @asynccontextmanager
-async def loading(arena: Arena | None, address: str, limit_s: float = 120.0) -> AsyncIterator[Load]:
+async def loading(arena: Arena | None, address: str, stall_s: float = STALL_S) -> AsyncIterator[Load]:
     """Ends when all of its requests have. Without an arena the answers are compared with nothing."""
     load = Load(arena.oracle.answer if arena else lambda wish: None, address)
     try:
         yield load
     finally:
-        await load.wait(limit_s)
+        await load.wait(stall_s)
 
 
-async def together(
-    arena: Arena, address: str, wishes: Sequence[Wish], *, is_stream: bool = True, limit_s: float = 120.0
-) -> Tally:
+async def together(arena: Arena, address: str, wishes: Sequence[Wish], *, is_stream: bool = True) -> Tally:
     """All at once."""
-    async with loading(arena, address, limit_s) as load:
+    async with loading(arena, address) as load:
         for wish in wishes:
             load.start(wish, is_stream=is_stream)
     return load.tally
