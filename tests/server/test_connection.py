@@ -282,9 +282,7 @@ def test_a_server_without_descriptors_serves_again_when_it_has_some(loop: str) -
                 client = stack.enter_context(socket.create_connection(address, timeout=30))
                 client.sendall(GET[:10])
 
-        def is_served() -> (
-            bool
-        ):  # not at once: the others' descriptors must be free again
+        def is_served() -> bool:  # not at once: the others' descriptors must be free again
             with suppress(OSError), socket.create_connection(address, timeout=30) as client:
                 client.sendall(LAST_GET)
                 return statuses(until_closed(client)) == [200]
