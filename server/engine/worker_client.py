@@ -163,7 +163,8 @@ class WorkerClient:
     # ---- one worker after another -------------------------------------------------------------------------
 
     async def _start_worker(self) -> None:
-        self._worker = await WorkerProcess.start(self.config, self.worker_module)
+        self._worker = WorkerProcess(self.config, self.worker_module)  # at once ours to end, whatever comes
+        await self._worker.connect()
 
     async def _supervise(self) -> None:
         """Hand on what the worker says, and start another when it is gone, until that is of no use."""
@@ -214,8 +215,8 @@ class WorkerClient:
             return False
         if self._num_deaths > 1:
             await asyncio.sleep(self.patience.first_pause_s * 2 ** (self._num_deaths - 2))
-        self._past = msgspec.structs.replace(self._past, num_restarts=self._past.num_restarts + 1)
         await self._start_worker()
+        self._past = msgspec.structs.replace(self._past, num_restarts=self._past.num_restarts + 1)
         return True
 
     def _condemn(self, sequence_id: int | None) -> None:

@@ -26,33 +26,25 @@ _PATIENCE_S = 5.0  # for a worker whose socket is closed to end by itself
 class WorkerProcess:
     """A process of its own at the other end of a socket pair."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        heartbeat: Heartbeat,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self.heartbeat = heartbeat
-
-    @classmethod
-    async def start(cls, config: WorkerConfig, module: str) -> WorkerProcess:
-        """Start `python -m module` and tell it what to load; returns before it is ready."""
-        heartbeat = Heartbeat.create(config.max_num_seqs)
-        ours, theirs = socket.socketpair()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno()), str(heartbeat.descriptor)],
-            pass_fds=(theirs.fileno(), heartbeat.descriptor),
+    def __init__(self, config: WorkerConfig, module: str) -> None:
+        """Start `python -m module`; it waits for `connect`."""
+        self._config = config
+        self.heartbeat = Heartbeat.create(config.max_num_seqs)
+        self._socket, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno()), str(self.heartbeat.descriptor)],
+            pass_fds=(theirs.fileno(), self.heartbeat.descriptor),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C on the terminal is the front's to handle
         )
         theirs.close()
-        worker = cls(process, heartbeat, *await asyncio.open_connection(sock=ours))
-        worker.send(config)
-        return worker
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def connect(self) -> None:
+        """Tell it what to load; returns before it is ready."""
+        self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
+        self.send(self._config)
 
     @property
     def pid(self) -> int:
@@ -61,11 +53,12 @@ class WorkerProcess:
 
     def send(self, command: Command) -> None:
         """Send a command. To a worker that is gone it is lost."""
-        if not self._writer.is_closing():
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(command))
 
     async def events(self) -> AsyncIterator[Event]:
         """What it says, until it has closed its end. A frame that it died in the middle of is dropped."""
+        assert self._reader is not None
         try:
             while True:
                 length = body_length(await self._reader.readexactly(LENGTH_BYTES))
@@ -79,7 +72,7 @@ class WorkerProcess:
 
     async def end(self) -> str:
         """Close the socket, by which it ends, or kill it; how it ended, in words."""
-        self._writer.close()
+        (self._writer or self._socket).close()
         try:
             status = await asyncio.to_thread(self._process.wait, _PATIENCE_S)
         except subprocess.TimeoutExpired:
