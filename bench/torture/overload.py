@@ -12,6 +12,7 @@ from statistics import median
 from bench.torture.arena import Arena, Finding, percentile_ms
 from bench.torture.clients import probing
 from bench.torture.load import loading
+from bench.torture.wire import metrics
 from bench.torture.wishes import Wish
 from tests.whole import Server
 
@@ -48,6 +49,7 @@ async def overload(arena: Arena) -> Finding:
             began_s = time.perf_counter()
             await load.open(wishes, 3 * answers_per_s, duration_s, arena.seed)
         finding.take(load.tally)
+        finding.figures["preemptions"] = int((await metrics(server.url))["vllm:num_preemptions_total"])
     from_s, until_s = began_s + RAMP * duration_s, began_s + duration_s
     num_tokens = sum(count for end_s, count in load.tally.whole_s if from_s <= end_s <= until_s)
     goodput = num_tokens / (until_s - from_s)
