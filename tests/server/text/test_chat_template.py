@@ -260,7 +260,7 @@ def test_a_hostile_template_meets_a_limit_and_the_next_rendering_works(
         ("a\n{% for m in messages %}\n", "line 2: Unexpected end of template"),
         ("{{ 'a' | no_such_filter }}", "line 1: No filter named 'no_such_filter'"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nests too deep"),
-        ("{{ " + "1+" * 20_000 + "1 }}", "nests too deep"),
+        ("{{ " + "1+" * 5_000 + "1 }}", "nests too deep"),
         ("{{ 10 ** (10 ** 8) }}", "processor time"),  # which Jinja computes while it reads
         ("x" * (1 << 21), "at most 1048576 are read"),
     ],
