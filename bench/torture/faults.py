@@ -44,7 +44,7 @@ async def termination(arena: Arena) -> Finding:
                 idle_s.append(await _exit_s(server, finding))
         with arena.server() as server:
             async with loading(arena, server.url) as load:
-                await _start_some(load, rng.sample(mixed, arena.num_streams - 2) + long[:2], rng)
+                await _start_some(load, rng.choices(mixed, k=arena.num_streams - 2) + long[:2], rng)
                 ready_s.append(await _drain(server, mixed[0], finding))
             finding.take(load.tally, may_refuse=False)
             after_s.append(await _exit_s(server, finding))
