@@ -57,9 +57,7 @@ class ModelFolder:
     config_json: dict[str, Any]
     source: Source
     dtype: torch.dtype  # that the parameters shall have, but for packed ones
-    places: dict[
-        str, list[str]
-    ]  # for each stored tensor the parameters that it gives; none for some constants
+    places: dict[str, list[str]]  # the parameters that each stored tensor gives; none for some constants
     end_token_ids: tuple[int, ...]
 
     @property

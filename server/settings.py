@@ -118,6 +118,11 @@ class Settings(BaseSettings):
         default="info", description="what is worth a line"
     )
 
+    @property
+    def max_concurrent_requests(self) -> int:
+        """How many may be under way: running or waiting."""
+        return self.max_num_seqs + self.max_waiting
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:

@@ -82,7 +82,7 @@ async def info(front: FrontDep) -> InfoAnswer:
         fingerprint=model.fingerprint,
         kernels=model.kernels,
         vocab_size=model.vocab_size,
-        max_concurrent_requests=settings.max_num_seqs + settings.max_waiting,
+        max_concurrent_requests=settings.max_concurrent_requests,
         max_best_of=MAX_CHOICES,
         max_stop_sequences=MAX_STOP_STRINGS,
         max_input_tokens=model.max_total_tokens - 1,

@@ -50,8 +50,7 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
         raise ValidationFailed("parameters.decoder_input_details cannot be had in a stream")
     check_ids("parameters.stop_token_ids", wish.stop_token_ids or (), info.vocab_size)
     sampling, origins = choose_sampling(wish, front.defaults, info.vocab_size)
-    limit = front.settings.max_num_seqs + front.settings.max_waiting
-    num_choices = _num_choices(wish, sampling, is_stream, limit)
+    num_choices = _num_choices(wish, sampling, is_stream, front.settings.max_concurrent_requests)
 
     name = "prompt" if body.inputs is None else "inputs"
     given: str | list[int] = getattr(body, name)
@@ -84,6 +83,7 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
         (given if isinstance(given, str) else front.tokenizer.decode(given)) if wish.return_full_text else ""
     )
     include_stop_str = wish.include_stop_str is not False
+    parameters = _as_it_took_effect(wish, request, include_stop_str)
     return Job(
         request=request,
         prefix=prefix,
@@ -95,7 +95,7 @@ def translate(body: GenerateBody, front: Front, *, is_stream: bool, tenant: int 
         deadline_s=None if wish.deadline_ms is None else min(wish.deadline_ms, _LONGEST_MS) / 1000,
         wants_details=bool(wish.details),
         is_stream=is_stream,
-        parameters=(parameters := _as_it_took_effect(wish, request, include_stop_str)),
+        parameters=parameters,
         parameters_from={name: _origin(name, wish, origins) for name in parameters},
     )
 

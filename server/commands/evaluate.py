@@ -108,9 +108,8 @@ def _read(file: Path, tokenizer: Tokenizer) -> Text:
         fail(f"{file}: is not valid UTF-8 at byte {error.start}")
     if len(spans) < 2:
         fail(f"{file}: has {len(spans)} tokens, must have at least 2")
-    first = (
-        spans[0].text.encode() if spans[0].stop > spans[0].start else b""
-    )  # a special token stands for none
+    # A special token in front stands for nothing of the text.
+    first = spans[0].text.encode() if spans[0].stop > spans[0].start else b""
     return Text(tuple(span.id for span in spans), len(content) - len(first))
 
 

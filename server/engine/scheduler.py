@@ -47,9 +47,8 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}  # all that are not finished
         self.running: list[Sequence] = []  # by rank; each owns blocks
         self.waiting = WaitingQueue()  # none of them owns a block
-        self.followers: dict[
-            int, list[Sequence]
-        ] = {}  # by the leader whose prompt they share once it is computed
+        # By the leader whose prompt they share once it is computed. None of them owns a block.
+        self.followers: dict[int, list[Sequence]] = {}
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:

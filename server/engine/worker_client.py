@@ -148,9 +148,7 @@ class WorkerClient:
     def _submit(self, request: GenerationRequest) -> TokenStream:
         self._last_id = sequence_id = self._last_id + 1
         stream = TokenStream(request, lambda: self._let_go(sequence_id))
-        self._worker.send(
-            Submit(sequence_id, request, stream.progress())
-        )  # first: if it cannot be sent, it holds no place
+        self._hand_over(sequence_id, stream)  # first: if it cannot be sent, it holds no place
         self._streams[sequence_id] = stream
         return stream
 
@@ -241,19 +239,18 @@ class WorkerClient:
         if self._state == "restarting":
             logger.info("the engine is back; streams under way: %d", len(self._streams))
         self._state = "ready"
-        for sequence_id in self._streams:
+        for sequence_id, stream in self._streams.items():
             if sequence_id not in self._quarantine:
-                self._hand_over(sequence_id)
+                self._hand_over(sequence_id, stream)
         self._try_next()
         self._settled.set()
 
-    def _hand_over(self, sequence_id: int) -> None:
-        stream = self._streams[sequence_id]
+    def _hand_over(self, sequence_id: int, stream: TokenStream) -> None:
         self._worker.send(Submit(sequence_id, stream.request, stream.progress()))
 
     def _try_next(self) -> None:
         if self._state == "ready" and (sequence_id := self._quarantine.next_trial()) is not None:
-            self._hand_over(sequence_id)
+            self._hand_over(sequence_id, self._streams[sequence_id])
 
     def _clear(self, sequence_id: int) -> None:
         self._quarantine.clear(sequence_id)
