@@ -55,19 +55,13 @@ static inline Floats multiply_add(Floats a, Floats b, Floats c) {
 
 // The sum of all lanes, in one fixed order: halves onto each other until one lane is left.
 static inline float sum(Floats v) {
-#if defined(__AVX512F__)
-    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
-                                 _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)v, 1)));
-#elif defined(__AVX2__)
-    __m256 eight = (__m256)v;
-#endif
-#if defined(__AVX2__)
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-#else
-    return (v[0] + v[2]) + (v[1] + v[3]);
-#endif
+    float lanes[LANES];
+    store(lanes, v);
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
 }
 
 static inline float to_float(bfloat16 x) {
