@@ -15,6 +15,7 @@ from model.attention import Attend, MaskedMultiHeadAttention, softcap
 from model.config import DecoderConfig
 from model.embeddings import POSITIONS, Rotate, TokenEmbedding
 from model.feed_forward import FeedForward
+from model.kernels.library import Kernels
 from model.linear import Linear
 from model.mixture_of_experts import MixtureOfExperts
 from model.norms import add_and_norm_post, add_and_norm_pre, make_input_norm, make_norm, make_output_norm
@@ -64,6 +65,12 @@ class Decoder(nn.Module):
         self.output = Linear(size, config.vocab_size, config.has_output_bias)
         if config.is_output_tied:
             self.output.weight = self.embedding.weight
+
+    def use(self, kernels: Kernels | None) -> None:
+        """Compute with these where they have something for a module; with None, in plain torch."""
+        for module in self.modules():
+            if hasattr(module, "kernels"):
+                module.kernels = kernels
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Everything up to the last linear layer.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels.library import Kernels
+
 # A matrix product may round a row differently when the number of rows changes: the library picks
 # another kernel. With the number of rows fixed, it does not, whatever the other rows hold.
 ROW_BLOCK = 16
@@ -48,15 +50,18 @@ def linear_in_row_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 class Linear(nn.Module):
-    """`y = W x + b`. In training, the library's own product; in evaluation, in fixed blocks of rows."""
+    """`y = W x + b`. In training, the library's own product; in evaluation, a row by itself."""
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
+        self.kernels: Kernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
         if self.training:
             return F.linear(x, self.weight, self.bias)
+        if self.kernels is not None:
+            return self.kernels.linear(x, self.weight, self.bias)
         return linear_in_row_blocks(x, self.weight, self.bias)

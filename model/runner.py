@@ -21,6 +21,7 @@ from model.counting import count_parameters
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
+from model.kernels.library import NO_PATH, Kernels, open_library
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
 from model.loader import ModelFolder, Progress, load, open_folder
@@ -38,6 +39,7 @@ class RunnerOptions:
     dtype: str = "auto"  # as stored, or float32, or bfloat16
     quantize: str = "none"  # or int8, int4: of linear layers, as they are loaded
     device: str = "auto"  # cuda where there is one, else cpu
+    kernels: str = "auto"  # the path of the native kernels: the fastest here; or its name, or torch for none
     num_threads: int = 0  # of the CPU's matrix products; 0: all cores but one, which the front needs
     kv_cache_tokens: int = 0  # 0: `max_num_seqs` sequences of full length, or what memory allows
     max_batch_tokens: int = 512
@@ -61,6 +63,7 @@ class ModelRunner:
         """
         prepared = _prepare(folder, options)
         loaded = load(prepared.folder, prepared.device, on_progress)
+        loaded.decoder.use(prepared.kernels)
         for layer in (*loaded.decoder.layers, loaded.decoder.output):
             layer.register_forward_pre_hook(lambda *_: on_layer())
         runner = cls(loaded.decoder, replace(prepared.info, fingerprint=loaded.fingerprint))
@@ -154,6 +157,7 @@ class _Prepared:
 
     folder: ModelFolder
     device: torch.device
+    kernels: Kernels | None
     info: ModelInfo
 
 
@@ -162,6 +166,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
     keep_freed_memory()
     device = torch.device(_choose_device(options.device))
     torch.set_num_threads(options.num_threads or max(1, num_cores() - 1))
+    kernels = _choose_kernels(options.kernels, device)
     folder = open_folder(path, options.dtype, options.quantize)
     memory = plan_memory(
         folder.decoder,
@@ -170,7 +175,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         kv_cache_tokens=options.kv_cache_tokens,
         max_batch_tokens=options.max_batch_tokens,
         max_num_seqs=options.max_num_seqs,
-        base_bytes=_base_bytes(folder.dtype) if device.type == "cpu" else 0,
+        base_bytes=_base_bytes(folder.dtype, kernels) if device.type == "cpu" else 0,
         free_bytes=free_bytes(device),
     )
     config = folder.decoder.config
@@ -180,7 +185,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         dtype=str(folder.dtype).removeprefix("torch."),
         quantization=folder.quantization,
         device=str(device),
-        kernels="torch",
+        kernels=NO_PATH if kernels is None else kernels.path,
         fingerprint="",
         num_parameters=count_parameters(folder.decoder),
         vocab_size=config.vocab_size,
@@ -190,10 +195,21 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         num_blocks=memory.kv_cache_tokens // BLOCK_SIZE,
         memory=memory,
     )
-    return _Prepared(folder, device, info)
+    return _Prepared(folder, device, kernels, info)
 
 
-def _base_bytes(dtype: torch.dtype) -> int:
+def _choose_kernels(wish: str, device: torch.device) -> Kernels | None:
+    if device.type != "cpu" and wish == "auto":
+        return None
+    if device.type != "cpu" and wish != NO_PATH:
+        raise LoadError(f"kernels is {wish!r}, but the device is {device.type!r}: they are for the CPU")
+    try:
+        return open_library(wish)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+
+
+def _base_bytes(dtype: torch.dtype, kernels: Kernels | None) -> int:
     """What the process holds before there is a model: the interpreter and its libraries.
 
     Much of a library comes into memory with its first use. So a decoder of a few numbers makes a step first.
@@ -202,6 +218,7 @@ def _base_bytes(dtype: torch.dtype) -> int:
     decoder = Decoder(_TINY).to(dtype).eval().requires_grad_(False)
     for parameter in decoder.parameters():
         parameter.zero_()
+    decoder.use(kernels)
     ids = [0] * 2 * ROW_BLOCK
     batch = ForwardBatch.build([StepItem(token_ids=ids, start=0, block_table=range(2))], 8, device)
     attend = PagedAttention(batch, KVCache(_TINY, 2, dtype, device), _TINY)

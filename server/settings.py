@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes the GPU if there is one"
     )
+    kernels: Literal["auto", "amx", "avx512_bf16", "avx512", "avx2", "plain", "torch"] = Field(
+        default="auto",
+        description="what computes on the CPU: native code for what the processor has, or plain torch",
+    )
     num_threads: int = Field(
         default=0,
         ge=0,

@@ -22,6 +22,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     dtype: str = "auto"
     quantize: str = "none"
     device: str = "auto"
+    kernels: str = "auto"
     num_threads: int = 0
     kv_cache_tokens: int = 0
     max_batch_tokens: int = 512

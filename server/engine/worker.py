@@ -135,6 +135,7 @@ def runner_options(config: WorkerConfig) -> RunnerOptions:
         dtype=config.dtype,
         quantize=config.quantize,
         device=config.device,
+        kernels=config.kernels,
         num_threads=config.num_threads,
         kv_cache_tokens=config.kv_cache_tokens,
         max_batch_tokens=config.max_batch_tokens,
