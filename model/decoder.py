@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         """Compute with these where they have something for a module; with None, in plain torch."""
         for module in self.modules():
             if hasattr(module, "kernels"):
-                module.kernels = kernels
+                setattr(module, "kernels", kernels)  # noqa: B010  # which nn.Module is not known to have
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Everything up to the last linear layer.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import DecoderConfig, Rotation
+from model.kernels.library import Kernels
 from model.linear import Linear
 from model.norms import make_norm
 
@@ -115,6 +116,7 @@ class RotaryTable(nn.Module):
     def __init__(self, rotation: Rotation, max_positions: int) -> None:
         super().__init__()
         self.is_interleaved = rotation.is_interleaved
+        self.kernels: Kernels | None = None
         frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device="cpu")
         angles = _angles(max_positions, frequencies)
         self.register_buffer("cos", (angles.cos() * rotation.amplitude).float(), persistent=False)
@@ -122,10 +124,15 @@ class RotaryTable(nn.Module):
 
     def forward(self, positions: Tensor) -> Rotate:
         """How to turn rows at these positions. The turning is computed in float32, and keeps the dtype."""
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        cos, sin = (
+            self.cos[positions].unsqueeze(1),
+            self.sin[positions].unsqueeze(1),
+        )  # [num_tokens, 1, num_pairs]
         size = 2 * cos.shape[-1]
 
         def rotate(heads: Tensor) -> Tensor:
+            if self.kernels is not None:
+                return self.kernels.rotate(heads, cos, sin, self.is_interleaved)
             turned, rest = heads[..., :size].float(), heads[..., size:]
             if self.is_interleaved:
                 first, second = turned[..., 0::2], turned[..., 1::2]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
+from model.kernels.library import Kernels
 from model.linear import Linear
 
 # Written out of operations whose bits do not depend on an element's place: the library's own GELU, SiLU
@@ -59,20 +60,25 @@ class FeedForward(nn.Module):
         super().__init__()
         inner, outer = inner_size or config.feed_forward_size, config.hidden_size
         has_bias = config.has_feed_forward_bias
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.limit = config.gate_limit
         self.w1 = Linear(outer, inner, has_bias)
         self.w2 = Linear(inner, outer, has_bias)
         self.w3 = Linear(outer, inner, has_bias) if config.is_gated else None
+        self.kernels: Kernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
         inner = self.w1(x)  # [num_tokens, feed_forward_size]
+        factor = None if self.w3 is None else self.w3(x)
         if self.limit is not None:  # gpt-oss
             inner = inner.clamp(max=self.limit)
-        inner = self.activation(inner.float()).to(x.dtype)
-        if self.w3 is not None:
-            factor = self.w3(x)
-            inner = inner * (factor if self.limit is None else factor.clamp(-self.limit, self.limit) + 1.0)
-        out: Tensor = self.w2(inner)
+            factor = None if factor is None else factor.clamp(-self.limit, self.limit) + 1.0
+        out: Tensor = self.w2(self._activated(inner, factor))
         return out
+
+    def _activated(self, inner: Tensor, factor: Tensor | None) -> Tensor:
+        if self.kernels is not None:
+            return self.kernels.activate(self.activation, inner, factor)
+        inner = ACTIVATIONS[self.activation](inner.float()).to(inner.dtype)
+        return inner if factor is None else inner * factor

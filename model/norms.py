@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
+from model.kernels.library import Kernels
 
 
 class LayerNorm(nn.Module):
@@ -22,9 +23,12 @@ class LayerNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if has_bias else None
+        self.kernels: Kernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., size] -> the same shape and dtype."""
+        if self.kernels is not None:
+            return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -36,9 +40,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.weight = nn.Parameter(torch.empty(size))
+        self.kernels: Kernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., size] -> the same shape and dtype; the mean is taken in float32."""
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, self.weight, self.eps, self.offset)
         wide = x.float()
         # Not rsqrt: its bits depend on the row's place, those of a root and a division do not.
         root = torch.sqrt(wide.square().mean(-1, keepdim=True) + self.eps)

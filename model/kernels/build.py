@@ -24,7 +24,7 @@ _AMX = (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8")
 # machines do not always say what they are.
 X86_PATHS = {"avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": _AVX512_BF16, "amx": _AMX}
 
-# Contraction to fused operations is written out where it is wanted: elsewhere it would depend on the compiler.
+# Fused operations are written out where they are wanted: elsewhere they would depend on the compiler.
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden")
 
 

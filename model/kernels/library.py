@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,15 +18,25 @@ from model.kernels.build import LIBRARY, X86_PATHS
 PATHS = (*reversed(X86_PATHS), "plain")  # the fastest first
 NO_PATH = "torch"  # the name of doing without
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as in vector.h
+DTYPES = (torch.float32, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
 
-_POINTER, _INT32, _INT64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_POINTER, _INT32, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+# What each kernel takes: tensors, a number or two, sizes. See path.cpp.
+_ARGUMENTS: dict[str, list[type]] = {
+    "linear": [_POINTER] * 4 + [_INT64] * 3,
+    "activate": [_POINTER] * 3 + [_INT32] + [_INT64] * 2,
+    "layer_norm": [_POINTER] * 4 + [_FLOAT] + [_INT64] * 2,
+    "rms_norm": [_POINTER] * 3 + [_FLOAT] * 2 + [_INT64] * 2,
+    "rotate": [_POINTER] * 4 + [_INT32] + [_INT64] * 4,
+}
+_ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 
 class Kernels:
-    """The kernels of one path."""
+    """The kernels of one path. Tensors are float32 or bfloat16, all of a call's alike unless it says more."""
 
     def __init__(self, path: str) -> None:
         """Raises `OSError` if it was not compiled, and `ValueError` if this machine cannot run it."""
@@ -33,26 +44,52 @@ class Kernels:
         if not library.verbatim_supports(path.encode()):
             raise ValueError(f"this machine has not what the kernels of path {path!r} need")
         self.path = path
-        self._linear = _function(library, path, "linear", [*[_POINTER] * 4, _INT32, *[_INT64] * 3])
+        self._functions = {
+            (name, dtype): _function(library, f"{path}_{name}_{str(dtype).removeprefix('torch.')}", arguments)
+            for name, arguments in _ARGUMENTS.items()
+            for dtype in DTYPES
+        }
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ weight.T + bias`, summed in float32.
 
-        x: [num_rows, in], weight: [out, in], contiguous, bias: [out], all float32 or bfloat16
-        -> [num_rows, out].
+        x: [num_rows, in], weight: [out, in], bias: [out] -> [num_rows, out].
         """
-        x = x.contiguous()
         out = x.new_empty(x.shape[0], weight.shape[0])
-        self._linear(
-            x.data_ptr(),
-            weight.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            DTYPES[x.dtype],
-            *x.shape,
-            weight.shape[0],
-        )
+        self._call("linear", x, weight, bias, out, *x.shape, weight.shape[0])
         return out
+
+    def activate(self, name: str, x: Tensor, factor: Tensor | None) -> Tensor:
+        """The activation of each number, times `factor`; computed in float32. x, factor: [num_rows, size]."""
+        out = torch.empty_like(x)
+        self._call("activate", x, factor, out, _ACTIVATIONS[name], *x.shape)
+        return out
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """Over the last dimension, computed in float32. x: [..., size], weight, bias: [size] -> like x."""
+        out = torch.empty_like(x)
+        self._call("layer_norm", x, weight, bias, out, eps, x.numel() // x.shape[-1], x.shape[-1])
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        """Over the last dimension, computed in float32. x: [..., size], weight: [size] -> like x."""
+        out = torch.empty_like(x)
+        self._call("rms_norm", x, weight, out, eps, offset, x.numel() // x.shape[-1], x.shape[-1])
+        return out
+
+    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool) -> Tensor:
+        """The first numbers of each head turned by pairs, in float32.
+
+        heads: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, num_pairs], float32 -> like heads.
+        """
+        out = torch.empty_like(heads)
+        self._call("rotate", heads, cos, sin, out, is_interleaved, *heads.shape, cos.shape[-1])
+        return out
+
+    def _call(self, name: str, x: Tensor, *arguments: Tensor | float | None) -> None:
+        """Call a kernel for x's dtype. Tensors must be contiguous."""
+        function = self._functions[name, x.dtype]
+        function(x.data_ptr(), *(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 
 
 def available_paths() -> list[str]:
@@ -95,15 +132,16 @@ def _is_right(kernels: Kernels) -> bool:
     return True
 
 
-def _function(library: ctypes.CDLL, path: str, name: str, types: list[type]) -> ctypes._NamedFuncPointer:
-    function = getattr(library, f"{path}_{name}")
-    function.argtypes = types
+def _function(library: ctypes.CDLL, name: str, arguments: list[type]) -> Callable[..., int]:
+    function = getattr(library, name)
+    function.argtypes = arguments
     function.restype = _INT32
     function.errcheck = _checked
-    return function
+    called: Callable[..., int] = function
+    return called
 
 
 def _checked(result: int, function: object, arguments: tuple[object, ...]) -> int:
     if result:
-        raise MemoryError("no memory for a kernel's rows")
+        raise MemoryError("there is no memory for a kernel's rows")
     return result

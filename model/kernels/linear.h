@@ -19,15 +19,14 @@ struct Plain {
     using W = Weight;
     using Sums = Floats;
     using Sum = float;
-    static constexpr int BLOCK = 2 * LANES;
+    static constexpr int BLOCK = PAIR;
     static constexpr int ELEMENTS = BLOCK;
 
-    // In the order in which load_pair gives the weights.
-    static void arrange(const void* row, Dtype dtype, int64_t inputs, X* to) {
-        for (int64_t i = 0; i < inputs; i++) {
-            int64_t block = i / BLOCK * BLOCK, place = i % BLOCK;
-            if (sizeof(W) == 2) place = place / 2 + place % 2 * LANES;
-            to[block + place] = read(row, dtype, i);
+    static void arrange(const Weight* row, int64_t inputs, X* to) {
+        for (int64_t i = 0; i < inputs; i += BLOCK) {
+            Floats first, second;
+            load_some(row + i, inputs - i, first, second);
+            store_pair(to + i, first, second);
         }
     }
 
@@ -105,38 +104,27 @@ static void product(const typename Format::X* x, int64_t x_stride, int64_t rows,
 }
 
 // Rows of x, each made what the format multiplies. Null if there is no memory; to be freed.
-template <class Format>
-static typename Format::X* arranged(const void* x, Dtype dtype, int64_t rows, int64_t inputs, int64_t x_stride) {
+template <class Format, class T>
+static typename Format::X* arranged(const T* x, int64_t rows, int64_t inputs, int64_t x_stride) {
     size_t bytes = rows * x_stride * sizeof(typename Format::X);
     auto* to = (typename Format::X*)aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!to) return nullptr;
-    int64_t row_bytes = inputs * (dtype == BFLOAT16 ? 2 : 4);
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
-    for (int64_t row = 0; row < rows; row++) {
-        memset(to + row * x_stride, 0, x_stride * sizeof(typename Format::X));
-        Format::arrange((const char*)x + row * row_bytes, dtype, inputs, to + row * x_stride);
-    }
+    for (int64_t row = 0; row < rows; row++) Format::arrange(x + row * inputs, inputs, to + row * x_stride);
     return to;
 }
 
-template <class Format>
-static int linear_of(const void* x, const void* w, const void* bias, void* out, Dtype dtype, int64_t rows,
-                     int64_t inputs, int64_t outputs) {
+// y = W x + b. x: [rows, inputs], w: [outputs, inputs], bias: [outputs] or null, out: [rows, outputs]. -1 if
+// there is no memory.
+template <class T>
+static int linear(const T* x, const T* w, const T* bias, T* out, int64_t rows, int64_t inputs, int64_t outputs) {
+    using Format = Plain<T>;
     int64_t x_stride = (inputs + Format::BLOCK - 1) / Format::BLOCK * Format::BLOCK;
-    auto* rows_of_x = arranged<Format>(x, dtype, rows, inputs, x_stride);
+    auto* rows_of_x = arranged<Format>(x, rows, inputs, x_stride);
     if (!rows_of_x) return -1;
-    product<Format>(rows_of_x, x_stride, rows, (const typename Format::W*)w, inputs, inputs, outputs,
-                    [=](int64_t row, int64_t output, float sum) {
-                        write(out, dtype, row * outputs + output, bias ? sum + read(bias, dtype, output) : sum);
-                    });
+    product<Format>(rows_of_x, x_stride, rows, w, inputs, inputs, outputs, [=](int64_t row, int64_t output, float sum) {
+        narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);
+    });
     free(rows_of_x);
     return 0;
-}
-
-// y = W x + b. x: [rows, inputs], w: [outputs, inputs], bias: [outputs] or null, out: [rows, outputs], all of
-// one dtype and contiguous. -1 if there is no memory.
-static int linear(const void* x, const void* w, const void* bias, void* out, Dtype dtype, int64_t rows,
-                  int64_t inputs, int64_t outputs) {
-    auto* of = dtype == BFLOAT16 ? linear_of<Plain<bfloat16>> : linear_of<Plain<float>>;
-    return of(x, w, bias, out, dtype, rows, inputs, outputs);
 }

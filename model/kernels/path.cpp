@@ -1,11 +1,33 @@
 // One path: every kernel, compiled with one instruction set's flags and `PATH` as its name (see build.py).
+// Each function exists for float32 and for bfloat16; library.py says what their arguments are.
+#include "elementwise.h"
 #include "linear.h"
 
-#define JOINED(path, name) path##_##name
-#define NAMED(path, name) JOINED(path, name)
-#define KERNEL(name) extern "C" __attribute__((visibility("default"))) int NAMED(PATH, name)
+#define JOINED(path, name, dtype) path##_##name##_##dtype
+#define NAMED(path, name, dtype) JOINED(path, name, dtype)
+#define KERNEL(name, dtype) extern "C" __attribute__((visibility("default"))) int NAMED(PATH, name, dtype)
 
-KERNEL(linear)(const void* x, const void* w, const void* bias, void* out, int32_t dtype, int64_t rows,
-               int64_t inputs, int64_t outputs) {
-    return linear(x, w, bias, out, (Dtype)dtype, rows, inputs, outputs);
-}
+#define KERNELS(T, dtype)                                                                                          \
+    KERNEL(linear, dtype)                                                                                          \
+    (const T* x, const T* w, const T* bias, T* out, int64_t rows, int64_t inputs, int64_t outputs) {               \
+        return linear(x, w, bias, out, rows, inputs, outputs);                                                     \
+    }                                                                                                              \
+    KERNEL(activate, dtype)(const T* x, const T* factor, T* out, int32_t kind, int64_t rows, int64_t size) {       \
+        return activate(x, factor, out, kind, rows, size);                                                         \
+    }                                                                                                              \
+    KERNEL(layer_norm, dtype)                                                                                      \
+    (const T* x, const T* weight, const T* bias, T* out, float eps, int64_t rows, int64_t size) {                  \
+        return layer_norm(x, weight, bias, out, eps, rows, size);                                                  \
+    }                                                                                                              \
+    KERNEL(rms_norm, dtype)                                                                                        \
+    (const T* x, const T* weight, T* out, float eps, float offset, int64_t rows, int64_t size) {                   \
+        return rms_norm(x, weight, out, eps, offset, rows, size);                                                  \
+    }                                                                                                              \
+    KERNEL(rotate, dtype)                                                                                          \
+    (const T* x, const float* cos, const float* sin, T* out, int32_t interleaved, int64_t rows, int64_t heads,     \
+     int64_t size, int64_t pairs) {                                                                                \
+        return rotate(x, cos, sin, out, interleaved, rows, heads, size, pairs);                                    \
+    }
+
+KERNELS(float, float32)
+KERNELS(bfloat16, bfloat16)

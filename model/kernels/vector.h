@@ -64,27 +64,25 @@ static inline float sum(Floats v) {
     return lanes[0];
 }
 
-static inline float to_float(bfloat16 x) {
+static inline float widened(float x) { return x; }
+
+static inline float widened(bfloat16 x) {
     uint32_t bits = (uint32_t)x << 16;
     return load<float>(&bits);
 }
 
-// To the nearest, ties to even; NaN stays NaN.
-static inline bfloat16 to_bfloat16(float x) {
+// To the nearest bfloat16, ties to even, in the upper half of each word; NaN stays NaN.
+static inline Words rounded(Floats x) {
+    Words bits = (Words)x;
+    Words near = bits + 0x7fff + ((bits >> 16) & 1);
+    return x != x ? bits | 0x400000u : near;
+}
+
+static inline void narrow(float x, float& to) { to = x; }
+
+static inline void narrow(float x, bfloat16& to) {
     uint32_t bits = load<uint32_t>(&x);
-    if (x != x) return 0x7fc0;
-    return (bfloat16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-static inline float read(const void* from, Dtype dtype, int64_t i) {
-    return dtype == BFLOAT16 ? to_float(((const bfloat16*)from)[i]) : ((const float*)from)[i];
-}
-
-static inline void write(void* to, Dtype dtype, int64_t i, float x) {
-    if (dtype == BFLOAT16)
-        ((bfloat16*)to)[i] = to_bfloat16(x);
-    else
-        ((float*)to)[i] = x;
+    to = (x != x ? bits | 0x400000u : bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
 // 2 * LANES numbers in two vectors. For bfloat16 the first holds those at even places, the second those
@@ -98,4 +96,32 @@ static inline void load_pair(const bfloat16* from, Floats& even, Floats& odd) {
     Words words = load<Words>(from);
     even = (Floats)(words << 16);
     odd = (Floats)(words & 0xffff0000u);
+}
+
+static inline void store_pair(float* to, Floats first, Floats second) {
+    store(to, first);
+    store(to + LANES, second);
+}
+
+static inline void store_pair(bfloat16* to, Floats even, Floats odd) {
+    store(to, rounded(even) >> 16 | (rounded(odd) & 0xffff0000u));
+}
+
+constexpr int64_t PAIR = 2 * LANES;
+
+// The next numbers of a row, at most PAIR, in two vectors filled up with zeros, and back.
+template <class T>
+static inline void load_some(const T* from, int64_t left, Floats& first, Floats& second) {
+    if (left >= PAIR) return load_pair(from, first, second);
+    T some[PAIR] = {};
+    memcpy(some, from, left * sizeof(T));
+    load_pair(some, first, second);
+}
+
+template <class T>
+static inline void store_some(T* to, int64_t left, Floats first, Floats second) {
+    if (left >= PAIR) return store_pair(to, first, second);
+    T some[PAIR];
+    store_pair(some, first, second);
+    memcpy(to, some, left * sizeof(T));
 }
