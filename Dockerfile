@@ -22,10 +22,12 @@ RUN pip --python /opt/venv/bin/python uninstall --yes hf-xet huggingface-hub set
     && /opt/venv/bin/python -c 'import torch, numpy, psutil, safetensors.torch, tokenizers, msgspec, fastapi, fastapi_offline, pydantic_settings, \
         prometheus_client, typer, rich.console, uvicorn, uvicorn.protocols.http.httptools_impl, uvloop'
 
-# The application: a plain install of its wheel, unpacked under a root of its own.
+# The application: a plain install of its wheel, unpacked under a root of its own. The compiler is for its kernels, whose
+# OpenMP and C++ libraries are those that torch brings or needs.
 FROM dependencies AS application
+RUN apt-get update && apt-get install --yes --no-install-recommends g++
 COPY . /src
-RUN pip wheel --no-deps --wheel-dir /wheels /src \
+RUN pip wheel --no-deps --wheel-dir /wheels /src && test -n "$(find /wheels -name '*linux*')" \
     && pip --python /opt/venv/bin/python install --no-deps --no-compile --root /application /wheels/*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /application/opt/venv/lib
 

@@ -44,10 +44,13 @@ image: ## Build the container image.
 
 clean: ## Remove all that these targets made.
 	rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f model/kernels/*.so
 	find model server tests weights -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamps: set-up happens once, and again when pyproject.toml changes.
-.venv/runtime: pyproject.toml
+# Stamps: set-up happens once, and again when pyproject.toml or the native kernels change.
+KERNELS := hatch_build.py $(wildcard model/kernels/*.h model/kernels/*.cpp model/kernels/build.py)
+
+.venv/runtime: pyproject.toml $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install $(PIP_ARGS) "$(TORCH)"
 	$(BIN)/pip install --editable .
