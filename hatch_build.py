@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sysconfig
 from pathlib import Path
@@ -17,7 +18,7 @@ class KernelsHook(BuildHookInterface[Any]):
         """Called by hatchling before it gathers files."""
         compile_library = runpy.run_path(str(Path(self.root, "model/kernels/build.py")))["compile_library"]
         try:
-            library = compile_library()
+            library = compile_library(compiler=os.environ.get("CXX", "g++"))
         except OSError as error:
             self.app.display_warning(f"without native kernels, which are several times as fast: {error}")
             return

@@ -7,7 +7,7 @@ standard library alone: it runs while the package is built. `python -m model.ker
 from __future__ import annotations
 
 import os
-import shlex
+import platform
 import subprocess
 import sys
 import tempfile
@@ -28,10 +28,10 @@ X86_PATHS = {"avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": _AVX512_BF16, "amx
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden")
 
 
-def compile_library(library: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path:
+def compile_library(library: Path = LIBRARY, compiler: str = "g++", flags: tuple[str, ...] = ()) -> Path:
     """Compile to `library`, with more flags if given. Raises `OSError` with what the compiler said."""
-    compiler = [*shlex.split(os.environ.get("CXX", "g++")), *FLAGS, *flags]
-    is_x86 = os.uname().machine in ("x86_64", "AMD64")
+    command = [compiler, *FLAGS, *flags]
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
     with tempfile.TemporaryDirectory() as folder:
         objects = [Path(folder, "probe.o")]
         jobs = [([str(HERE / "probe.cpp")], objects[0])]
@@ -40,7 +40,7 @@ def compile_library(library: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Pat
             jobs.append(([*options, "-fopenmp", f"-DPATH={path}", str(HERE / "path.cpp")], objects[-1]))
         running = [
             subprocess.Popen(
-                [*compiler, "-c", *arguments, "-o", str(target)], stderr=subprocess.PIPE, text=True
+                [*command, "-c", *arguments, "-o", str(target)], stderr=subprocess.PIPE, text=True
             )
             for arguments, target in jobs
         ]
@@ -49,7 +49,7 @@ def compile_library(library: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Pat
             if process.returncode:
                 raise OSError(f"{' '.join(process.args)}: {said}")  # type: ignore[arg-type]
         made = library.with_suffix(f".{os.getpid()}")
-        command = [*compiler, "-shared", "-fopenmp", *map(str, objects), "-o", str(made)]
+        command += ["-shared", "-fopenmp", *map(str, objects), "-o", str(made)]
         linked = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if linked.returncode:
             raise OSError(f"{' '.join(command)}: {linked.stderr}")
