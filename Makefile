@@ -30,7 +30,7 @@ lint: .venv/tools ## Check style and types.
 	$(BIN)/mypy
 
 pytest: .venv/tools ## Run the tests, and fail below the floor of coverage.
-	$(BIN)/pytest --cov $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal --cov $(ARGS)
 
 format: .venv/tools ## Rewrite the files in the house's style.
 	$(BIN)/ruff check --fix

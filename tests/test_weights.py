@@ -46,7 +46,18 @@ def test_the_recipe_runs_resumes_and_ends_in_a_folder_that_loads(tmp_path: Path)
     write_documents(tmp_path / "stories.valid.jsonl.xz", 3)
     out = tmp_path / "out"
     for steps in ("1", "2"):
-        arguments = ["--data", str(tmp_path), "--out", str(out), "--steps", steps, "--device", "cpu"]
+        arguments = [
+            "--data",
+            str(tmp_path),
+            "--out",
+            str(out),
+            "--steps",
+            steps,
+            "--batch",
+            "1",
+            "--device",
+            "cpu",
+        ]
         command = [sys.executable, str(WEIGHTS / "train.py"), *arguments]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "MPLBACKEND": "agg"})
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

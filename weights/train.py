@@ -43,7 +43,7 @@ from model.families.verbatim import decoder_config
 
 Ids = np.ndarray[Any, np.dtype[np.uint16]]
 CONTEXT = 512  # tokens in a window; the decoder's max_positions
-BATCH = 8  # windows in a step
+BATCH = 8  # windows in a step, unless it is said otherwise
 END = "<|end|>"  # id 0: put after each document
 CONFIG: dict[str, Any] = {
     "architectures": ["VerbatimDecoder"],
@@ -185,7 +185,7 @@ def bits_per_byte(decoder: Decoder, ids: Ids, num_bytes: int) -> float:
 def orthogonalize(stack: Tensor) -> Tensor:
     """Five Newton-Schulz steps towards the nearest matrix with singular values of one. [n, rows, cols]."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = stack.bfloat16()
+    x = stack.bfloat16() if stack.is_cuda else stack  # a CPU may have no such products, and then takes minutes
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -327,9 +327,9 @@ def save_model(decoder: Decoder, tokenizer: Tokenizer, out: Path) -> None:
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}, indent=2) + "\n")
 
 
-def train(run: Run, data: Data, steps: int, out: Path) -> None:
+def train(run: Run, data: Data, steps: int, batch: int, out: Path) -> None:
     """Train to the last step; log every 20, keep a checkpoint and the model folder every 500."""
-    per_epoch = (len(data.train_ids) - 1) // CONTEXT // BATCH - 1
+    per_epoch = (len(data.train_ids) - 1) // CONTEXT // batch - 1
     device = run.decoder.output.weight.device
     windows, epoch, first, began = torch.empty(0), -1, run.step_num, time.monotonic()
     with (out / "log.jsonl").open("a") as log:
@@ -337,12 +337,12 @@ def train(run: Run, data: Data, steps: int, out: Path) -> None:
             if epoch != step // per_epoch:
                 epoch = step // per_epoch
                 windows = windows_of(data.train_ids, epoch)
-            at = step % per_epoch * BATCH
-            nats = run.step(windows[at : at + BATCH].to(device), rate_at(step, steps))
+            at = step % per_epoch * batch
+            nats = run.step(windows[at : at + batch].to(device), rate_at(step, steps))
             is_last = run.step_num == steps
             if run.step_num % 20 and not is_last:
                 continue
-            speed = (run.step_num - first) * BATCH * CONTEXT / (time.monotonic() - began)
+            speed = (run.step_num - first) * batch * CONTEXT / (time.monotonic() - began)
             record = {"step": run.step_num, "nats": round(nats, 4), "tokens_per_s": round(speed)}
             if run.step_num % 500 == 0 or is_last:
                 run.save(out / "checkpoint")
@@ -353,10 +353,10 @@ def train(run: Run, data: Data, steps: int, out: Path) -> None:
             print(json.dumps(record), file=log, flush=True)
 
 
-def draw_curve(log: Path, picture: Path) -> None:
+def draw_curve(log: Path, batch: int, picture: Path) -> None:
     """Draw the loss over the tokens seen, and the held-out bits a byte where they were measured."""
     records = [json.loads(line) for line in log.read_text().splitlines()]
-    tokens = [record["step"] * BATCH * CONTEXT / 1e6 for record in records]
+    tokens = [record["step"] * batch * CONTEXT / 1e6 for record in records]
     nats = [record["nats"] for record in records]
     smooth = [float(np.mean(nats[max(0, i - 12) : i + 13])) for i in range(len(nats))]
     held_out = [(t, r["bits_per_byte"]) for t, r in zip(tokens, records, strict=True) if "bits_per_byte" in r]
@@ -377,7 +377,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="a model folder to go on from (weights and tokenizer)")
-    parser.add_argument("--steps", type=int, default=12_000, help="of 4,096 tokens each")
+    parser.add_argument("--steps", type=int, default=12_000, help="of --batch windows each")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"windows of {CONTEXT} tokens in a step")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's peak rate; AdamW's is 0.15 of it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -385,8 +386,8 @@ def main() -> None:
     data = Data(args.data, args.start, args.out)
     run = Run(new_decoder(args.start, torch.device(args.device)), args.rate)
     run.resume(args.out / "checkpoint")
-    train(run, data, args.steps, args.out)
-    draw_curve(args.out / "log.jsonl", args.out / "loss.png")
+    train(run, data, args.steps, args.batch, args.out)
+    draw_curve(args.out / "log.jsonl", args.batch, args.out / "loss.png")
 
 
 if __name__ == "__main__":

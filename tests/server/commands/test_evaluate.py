@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.kernels.library import open_library
 from model.loader import load, open_folder
 from server.commands.evaluate import windows
 from server.text.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ def test_the_figures_are_those_of_the_model_itself(tmp_path: Path) -> None:
     assert len(ids) == len(text) == 200
     for result, quantize in zip(told["results"], ("none", "int4"), strict=True):
         decoder = load(open_folder(folder, quantize=quantize)).decoder
+        decoder.use(open_library("auto"))
         nats = 0.0
         for begin, num_new in windows(200, 127, 60):
             window = ids[begin : begin + 127]
