@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+
+from server.commands.machine import machine as bare_machine
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "weights"
 
@@ -19,20 +19,9 @@ ThreadsOption = Annotated[int, typer.Option(min=0, envvar="OMP_NUM_THREADS", hel
 
 def machine() -> dict[str, str | int | float]:
     """The processor, how many cores of it are ours, how busy they are already, and torch's version."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-    }
+    return bare_machine() | {"torch": torch.__version__}
 
 
 def described(facts: dict[str, str | int | float]) -> str:
     """One line for a reader."""
     return ", ".join(f"{name} {fact}" for name, fact in facts.items())
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

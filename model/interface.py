@@ -81,6 +81,29 @@ class FolderReport:
     unusual: tuple[str, ...]  # a sentence for each thing that its owner may not expect
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roof:
+    """The limit that a machine sets to a model: what a step must read and multiply, and how fast that goes.
+
+    A step can be no faster than the slower of the two (Williams et al. 2009). Of a mixture, the experts of
+    one token count; of attention, the cache that it reads.
+    """
+
+    num_threads: int  # with which it was measured
+    bytes_per_s: float  # of memory read
+    multiplications_per_s: float  # each with its addition
+    weight_bytes: float  # read once in a step
+    kv_bytes_per_token: int
+    layer_multiplications: float  # of each token computed
+    output_multiplications: int  # of each token sampled
+
+    def least_s(self, num_tokens: int, num_sampled: int, num_cached: int = 0) -> float:
+        """The least time of a step of so many tokens, which reads so many of the cache."""
+        num_bytes = self.weight_bytes + num_cached * self.kv_bytes_per_token
+        work = num_tokens * self.layer_multiplications + num_sampled * self.output_multiplications
+        return max(num_bytes / self.bytes_per_s, work / self.multiplications_per_s)
+
+
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The wish for one token after the last token of a `StepItem`. The model only reads the lists."""
 

@@ -23,6 +23,7 @@ from server.api.generation import Generation
 from server.api.schemas import GenerateBody
 from server.api.translate import translate
 from server.app import create_app, server_version
+from server.commands.bench import bench
 from server.commands.evaluate import evaluate
 from server.commands.plan import inspect, plan
 from server.commands.shared import (
@@ -61,6 +62,7 @@ def main() -> None:
     command.command()(plan)
     command.command()(inspect)
     command.command("eval")(evaluate)
+    command.command()(bench)
     command()
 
 

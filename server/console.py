@@ -6,6 +6,7 @@ Decides nothing; says it on standard error, so that standard output holds answer
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -83,6 +84,43 @@ def show_evaluations(title: str, rows: list[tuple[str, int, float, float]], of_w
         more = f"{bits - rows[0][2]:+.4f}"
         table.add_row(name, f"{num_bytes / 1e6:,.1f}", f"{bits:.4f}", more, f"{nats:.4f}")
     Console().print(table)
+
+
+def show_bench(what: str, works: list[dict[str, Any]], server: dict[str, float], limit: str) -> None:
+    """Say, on standard output, what was measured: `Figures` of each work by name, and the server's own."""
+    steps = Table("in process", caption=limit, caption_justify="left")
+    streams = Table("over SSE")
+    for table, headings in (
+        (steps, ("a step, ms", "tokens/s", "limit", "of the limit")),
+        (streams, ("tokens/s", "in process", "ratio of time", "first, ms", "in process")),
+    ):
+        for heading in headings:
+            table.add_column(heading, justify="right")
+    for work in works:
+        steps.add_row(
+            work["work"],
+            f"{work['step_ms']:,.1f}",
+            f"{work['step_tokens_per_s']:,.1f}",
+            f"{work['limit_tokens_per_s']:,.1f}",
+            f"{work['of_limit']:.0%}",
+        )
+        streams.add_row(
+            work["work"],
+            f"{work['socket_tokens_per_s']:,.1f}",
+            f"{work['process_tokens_per_s']:,.1f}",
+            f"{work['ratio']:.3f}",
+            f"{work['socket_first_token_ms']:,.1f}",
+            f"{work['process_first_token_ms']:,.1f}",
+        )
+    others = Table(show_header=False)
+    others.add_column()
+    others.add_column(justify="right")
+    for name, value in server.items():
+        others.add_row(name, f"{value:,.2f}")
+    console = Console()
+    console.print(what, soft_wrap=True, highlight=False, markup=False)
+    for table in (steps, streams, others):
+        console.print(table)
 
 
 def show_report(name: str, report: FolderReport) -> None:

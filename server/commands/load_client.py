@@ -1,6 +1,6 @@
 """The client's side of a measurement: plain sockets, read no more than it takes to tell events apart.
 
-Every function here is meant for a process of its own. Knows nothing of what the answers are compared with.
+Meant for a process that is not the server. Knows nothing of what the answers are compared with.
 """
 
 from __future__ import annotations
@@ -8,42 +8,39 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
+
+from server.engine.load import Load, Run
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 NUM_HEALTH_CONNECTIONS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What became of streams that started together. Times from the start of all, in seconds."""
-
-    took_s: float  # until the last token
-    first_token_s: list[float]  # of each stream
-    token_ids: list[list[int]]  # of each stream
-
-
-def stream(address: str, prompts: list[list[int]], num_new_tokens: int) -> Run:
-    """One stream for each prompt, greedy, end tokens ignored; connections open before the clock starts."""
+def stream(address: str, load: Load, api_key: str | None = None) -> Run:
+    """Do a load through the server's socket; connections open before the clock starts."""
 
     async def run() -> Run:
-        connections = [await _connect(address) for _ in prompts]
+        connections = [await _connect(address) for _ in load.prompts]
         began_s = time.perf_counter()
         streams = await asyncio.gather(
-            *(_stream(c, p, num_new_tokens) for c, p in zip(connections, prompts, strict=True))
+            *(
+                _stream(connection, prompt, load.num_new_tokens, api_key)
+                for connection, prompt in zip(connections, load.prompts, strict=True)
+            )
         )
         took_s = time.perf_counter() - began_s
         for _, writer in connections:
             writer.close()
         return Run(
-            took_s,
-            [first_s - began_s for first_s, _ in streams],
-            [[msgspec.json.decode(data)["token"]["id"] for data in events] for _, events in streams],
+            took_s=took_s,
+            first_token_s=[first_s - began_s for first_s, _ in streams],
+            token_ids=[
+                [msgspec.json.decode(data)["token"]["id"] for data in events] for _, events in streams
+            ],
         )
 
     return uvloop.run(run())
@@ -77,15 +74,16 @@ async def _connect(address: str) -> Connection:
 
 
 async def _stream(
-    connection: Connection, prompt: list[int], num_new_tokens: int
+    connection: Connection, prompt: list[int], num_new_tokens: int, api_key: str | None
 ) -> tuple[float, list[bytes]]:
     """When the first event came, and the data of every event."""
     reader, writer = connection
     parameters = {"max_new_tokens": num_new_tokens, "ignore_eos": True}
+    key = b"" if api_key is None else b"authorization: Bearer %b\r\n" % api_key.encode()
     body = msgspec.json.encode({"inputs": prompt, "parameters": parameters})
     writer.write(
         b"POST /generate_stream HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        b"%bcontent-length: %d\r\n\r\n%b" % (key, len(body), body)
     )
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
