@@ -11,9 +11,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 IMAGE ?= verbatim
 BIN := .venv/bin
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format pytest torture image clean
+.PHONY: help serve test lint format pytest sanitize torture image clean
 
 help: ## Show this list.
 	@sed -n 's/^#   /  /p' Makefile
@@ -36,6 +37,11 @@ format: .venv/tools ## Rewrite the files in the house's style.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+sanitize: ## Run every native product with the sanitizers of addresses and undefined behaviour.
+	mkdir -p build
+	$(PYTHON) model/kernels/build.py build/check tests/model/kernels/check.cpp -O1 -g $(SANITIZERS)
+	build/check
+
 torture: .venv/tools ## Hold a server to docs/reliability.md, for half a day; ARGS="--rows R6 --scale 0.1" for less.
 	$(BIN)/python -m bench.torture $(ARGS)
 
@@ -44,7 +50,7 @@ image: ## Build the container image.
 
 clean: ## Remove all that these targets made.
 	rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f model/kernels/*.so
+	rm -f model/kernels/*.so build/check
 	find model server tests weights -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: set-up happens once, and again when pyproject.toml or the native kernels change.

@@ -28,8 +28,13 @@ X86_PATHS = {"avx2": _AVX2, "avx512": _AVX512, "avx512_bf16": _AVX512_BF16, "amx
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden")
 
 
-def compile_library(library: Path = LIBRARY, compiler: str = "g++", flags: tuple[str, ...] = ()) -> Path:
-    """Compile to `library`, with more flags if given. Raises `OSError` with what the compiler said."""
+def compile_library(
+    library: Path = LIBRARY, compiler: str = "g++", flags: tuple[str, ...] = (), main: Path | None = None
+) -> Path:
+    """Compile to `library`, with more flags if given; with the source `main`, to a program of both.
+
+    Raises `OSError` with what the compiler said.
+    """
     command = [compiler, *FLAGS, *flags]
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +54,7 @@ def compile_library(library: Path = LIBRARY, compiler: str = "g++", flags: tuple
             if process.returncode:
                 raise OSError(f"{' '.join(process.args)}: {said}")  # type: ignore[arg-type]
         made = library.with_suffix(f".{os.getpid()}")
-        command += ["-shared", "-fopenmp", *map(str, objects), "-o", str(made)]
+        command += ["-shared" if main is None else str(main), "-fopenmp", *map(str, objects), "-o", str(made)]
         linked = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if linked.returncode:
             raise OSError(f"{' '.join(command)}: {linked.stderr}")
@@ -59,6 +64,10 @@ def compile_library(library: Path = LIBRARY, compiler: str = "g++", flags: tuple
 
 if __name__ == "__main__":
     try:
-        print(compile_library())
+        if len(sys.argv) > 2:  # PROGRAM SOURCE [FLAG ...]
+            program, main = map(Path, sys.argv[1:3])
+            print(compile_library(program, flags=tuple(sys.argv[3:]), main=main))
+        else:
+            print(compile_library())
     except OSError as error:
         sys.exit(str(error))

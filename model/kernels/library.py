@@ -27,11 +27,14 @@ _POINTER, _INT32, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int
 # What each kernel takes: tensors, a number or two, sizes. See path.cpp.
 _ARGUMENTS: dict[str, list[type]] = {
     "linear": [_POINTER] * 4 + [_INT64] * 3,
+    "linear_int8": [_POINTER] * 5 + [_INT64] * 3,
+    "linear_packed": [_POINTER] * 7 + [_INT32] * 2 + [_INT64] * 5,
     "activate": [_POINTER] * 3 + [_INT32] + [_INT64] * 2,
     "layer_norm": [_POINTER] * 4 + [_FLOAT] + [_INT64] * 2,
     "rms_norm": [_POINTER] * 3 + [_FLOAT] * 2 + [_INT64] * 2,
     "rotate": [_POINTER] * 4 + [_INT32] + [_INT64] * 4,
 }
+_SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 
@@ -57,6 +60,38 @@ class Kernels:
         """
         out = x.new_empty(x.shape[0], weight.shape[0])
         self._call("linear", x, weight, bias, out, *x.shape, weight.shape[0])
+        return out
+
+    def linear_int8(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        """`x @ (scales * codes).T + bias`, the rows of x rounded to int8: the bits of `Int8RowsLinear`.
+
+        x: [num_rows, in], codes: [out, in], int8, scales: [out, 1], float32, bias: [out] -> [num_rows, out].
+        """
+        out = x.new_empty(x.shape[0], codes.shape[0])
+        self._call("linear_int8", x, codes, scales, bias, out, *x.shape, codes.shape[0])
+        return out
+
+    def linear_packed(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        table: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """`x @ weight.T + bias`, with a `QuantizedLinear`'s weight: the bits of `linear` with it decoded.
+
+        x: [num_rows, in], bias: [out]; the others as there, of 4 bits if the codes are unsigned, of 8 if not;
+        a group is whole bytes -> [num_rows, out].
+        """
+        out = x.new_empty(x.shape[0], codes.shape[0])
+        bits = 8 if codes.dtype == torch.int8 else 4
+        num_groups = scales.shape[1]
+        size = codes.shape[1] // num_groups * (8 // bits)
+        tensors = (codes, scales, zeros, table, bias, out)
+        numbers = (bits, _SCALES[scales.dtype], num_groups, size, *x.shape, codes.shape[0])
+        self._call("linear_packed", x, *tensors, *numbers)
         return out
 
     def activate(self, name: str, x: Tensor, factor: Tensor | None) -> Tensor:

@@ -1,18 +1,10 @@
-// Products of rows and a weight: y = W x + b. W lies in memory as in its checkpoint, [outputs, inputs].
-//
-// Each output is a sum over the inputs in one order: lane by lane in steps of BLOCK inputs, then over the
-// lanes. That order has no knowledge of how many rows there are, which of them are computed together, or by
-// which thread; so an output's bits depend on its row and its weights alone.
+// Linear layers: y = W x + b, of float32 or bfloat16 with sums in float32. Knows nothing of other formats.
 #pragma once
 
-#include <cstdlib>
+#include "amx.h"
+#include "product.h"
 
-#include "vector.h"
-
-// A format of weights: what it makes of a row of x, and one step of the sums.
-//   X, W      an element of the arranged row and of the weight
-//   BLOCK     inputs in a step; rows are filled up with zeros to whole steps
-//   ELEMENTS  elements of W in a step
+// Multiplied in float32.
 template <class Weight>
 struct Plain {
     using X = float;
@@ -20,7 +12,6 @@ struct Plain {
     using Sums = Floats;
     using Sum = float;
     static constexpr int BLOCK = PAIR;
-    static constexpr int ELEMENTS = BLOCK;
 
     static void arrange(const Weight* row, int64_t inputs, X* to) {
         for (int64_t i = 0; i < inputs; i += BLOCK) {
@@ -42,89 +33,72 @@ struct Plain {
     }
 };
 
-// The sums of ROWS rows with OUTPUTS rows of the weight, kept in registers.
-template <class Format, int ROWS, int OUTPUTS>
-static void tile(const typename Format::X* x, int64_t x_stride, const typename Format::W* w, int64_t w_stride,
-                 int64_t inputs, typename Format::Sum (&out)[ROWS][OUTPUTS]) {
-    typename Format::Sums sums[ROWS][OUTPUTS] = {};
-    int64_t whole = inputs / Format::BLOCK;
-    for (int64_t i = 0; i < whole; i++)
-        Format::template step<ROWS, OUTPUTS>(sums, x + i * Format::BLOCK, x_stride, w + i * Format::ELEMENTS, w_stride);
-    if (inputs % Format::BLOCK) {  // the last step reads a copy: past the weight's end there may be no memory
-        typename Format::W last[OUTPUTS][Format::ELEMENTS] = {};
-        for (int n = 0; n < OUTPUTS; n++)
-            memcpy(last[n], w + n * w_stride + whole * Format::ELEMENTS,
-                   (w_stride - whole * Format::ELEMENTS) * sizeof last[n][0]);
-        Format::template step<ROWS, OUTPUTS>(sums, x + whole * Format::BLOCK, x_stride, last[0], Format::ELEMENTS);
+#if defined(__AVX512BF16__)
+// bfloat16 by pairs, as they are: the products exact, each sum of a pair rounded, denormals taken as 0.
+struct Pairs {
+    using X = bfloat16;
+    using W = bfloat16;
+    using Sums = Floats;
+    using Sum = float;
+    static constexpr int BLOCK = PAIR;
+
+    static void arrange(const bfloat16* row, int64_t inputs, X* to) {
+        memcpy(to, row, inputs * sizeof *to);
+        memset(to + inputs, 0, (rounded_up(inputs, BLOCK) - inputs) * sizeof *to);
     }
-    for (int m = 0; m < ROWS; m++)
-        for (int n = 0; n < OUTPUTS; n++) out[m][n] = sum(sums[m][n]);
-}
 
-// A tile, and each sum handed to `finish(row, output, sum)`.
-template <class Format, int ROWS, int OUTPUTS, class Finish>
-static void finished(const typename Format::X* x, int64_t x_stride, const typename Format::W* w, int64_t w_stride,
-                     int64_t inputs, int64_t row, int64_t output, const Finish& finish) {
-    typename Format::Sum out[ROWS][OUTPUTS];
-    tile<Format, ROWS, OUTPUTS>(x + row * x_stride, x_stride, w + output * w_stride, w_stride, inputs, out);
-    for (int m = 0; m < ROWS; m++)
-        for (int n = 0; n < OUTPUTS; n++) finish(row + m, output + n, out[m][n]);
-}
-
-// ROWS rows with outputs first ... last - 1.
-template <class Format, int ROWS, int OUTPUTS, class Finish>
-static void strip(const typename Format::X* x, int64_t x_stride, const typename Format::W* w, int64_t w_stride,
-                  int64_t inputs, int64_t row, int64_t first, int64_t last, const Finish& finish) {
-    for (; first + OUTPUTS <= last; first += OUTPUTS)
-        finished<Format, ROWS, OUTPUTS>(x, x_stride, w, w_stride, inputs, row, first, finish);
-    for (; first < last; first++)
-        finished<Format, ROWS, 1>(x, x_stride, w, w_stride, inputs, row, first, finish);
-}
-
-constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: half of a core's own cache
-constexpr int64_t LEAST_WORK = 1 << 15;      // multiplications for which a second thread pays
-
-// All rows with all outputs. x: [rows, x_stride], arranged; w: [outputs, w_stride].
-template <class Format, class Finish>
-static void product(const typename Format::X* x, int64_t x_stride, int64_t rows, const typename Format::W* w,
-                    int64_t w_stride, int64_t inputs, int64_t outputs, const Finish& finish) {
-    int64_t block = BLOCK_BYTES / (w_stride * sizeof(typename Format::W)) / 24 * 24;
-    if (block < 24) block = 24;
-    int64_t blocks = (outputs + block - 1) / block;
-#pragma omp parallel for schedule(dynamic) if (rows * inputs * outputs > LEAST_WORK)
-    for (int64_t b = 0; b < blocks; b++) {
-        int64_t first = b * block, last = first + block < outputs ? first + block : outputs;
-        int64_t row = 0;
-        for (; row + 4 <= rows; row += 4)
-            strip<Format, 4, LANES == 16 ? 6 : 3>(x, x_stride, w, w_stride, inputs, row, first, last, finish);
-        if (rows - row == 3) strip<Format, 3, 4>(x, x_stride, w, w_stride, inputs, row, first, last, finish);
-        if (rows - row == 2) strip<Format, 2, 6>(x, x_stride, w, w_stride, inputs, row, first, last, finish);
-        if (rows - row == 1) strip<Format, 1, 8>(x, x_stride, w, w_stride, inputs, row, first, last, finish);
+    template <int ROWS, int OUTPUTS>
+    static inline void step(Floats (&sums)[ROWS][OUTPUTS], const X* x, int64_t x_stride, const W* w, int64_t w_stride) {
+        __m512bh weights[OUTPUTS];
+        for (int n = 0; n < OUTPUTS; n++) weights[n] = load<__m512bh>(w + n * w_stride);
+        for (int m = 0; m < ROWS; m++) {
+            __m512bh row = load<__m512bh>(x + m * x_stride);
+            for (int n = 0; n < OUTPUTS; n++)
+                sums[m][n] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][n], row, weights[n]);
+        }
     }
-}
+};
+#endif
 
-// Rows of x, each made what the format multiplies. Null if there is no memory; to be freed.
-template <class Format, class T>
-static typename Format::X* arranged(const T* x, int64_t rows, int64_t inputs, int64_t x_stride) {
-    size_t bytes = rows * x_stride * sizeof(typename Format::X);
-    auto* to = (typename Format::X*)aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!to) return nullptr;
+// Products in registers. `multiply` is -1 if there is no memory.
+template <class T, class Format>
+struct InRegisters {
+    static constexpr int64_t OUTPUTS = 24;  // of a block, a multiple: whole tiles for any number of rows
+
+    // x: [rows, inputs]; the rest as in `product`.
+    template <class Fetch, class Finish>
+    static int multiply(const T* x, int64_t rows, int64_t w_stride, int64_t inputs, int64_t outputs, int64_t block,
+                        const Fetch& fetch, const Finish& finish) {
+        int64_t x_stride = rounded_up(inputs, Format::BLOCK);
+        auto* arranged = allocated<typename Format::X>(rows * x_stride);
+        if (!arranged) return -1;
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
-    for (int64_t row = 0; row < rows; row++) Format::arrange(x + row * inputs, inputs, to + row * x_stride);
-    return to;
-}
+        for (int64_t row = 0; row < rows; row++) Format::arrange(x + row * inputs, inputs, arranged + row * x_stride);
+        product<Format>(arranged, x_stride, rows, w_stride, inputs, outputs, block, fetch, finish);
+        free(arranged);
+        return 0;
+    }
+};
+
+// What this path has for each dtype.
+template <class T>
+struct Products : InRegisters<T, Plain<T>> {};
+#if defined(__AMX_BF16__)
+template <>
+struct Products<bfloat16> : InTiles<bfloat16> {};
+#elif defined(__AVX512BF16__)
+template <>
+struct Products<bfloat16> : InRegisters<bfloat16, Pairs> {};
+#endif
 
 // y = W x + b. x: [rows, inputs], w: [outputs, inputs], bias: [outputs] or null, out: [rows, outputs]. -1 if
 // there is no memory.
 template <class T>
 static int linear(const T* x, const T* w, const T* bias, T* out, int64_t rows, int64_t inputs, int64_t outputs) {
-    using Format = Plain<T>;
-    int64_t x_stride = (inputs + Format::BLOCK - 1) / Format::BLOCK * Format::BLOCK;
-    auto* rows_of_x = arranged<Format>(x, rows, inputs, x_stride);
-    if (!rows_of_x) return -1;
-    product<Format>(rows_of_x, x_stride, rows, w, inputs, inputs, outputs, [=](int64_t row, int64_t output, float sum) {
-        narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);
-    });
-    free(rows_of_x);
-    return 0;
+    return Products<T>::multiply(
+        x, rows, inputs, inputs, outputs, outputs_of_block(inputs * sizeof(T), Products<T>::OUTPUTS),
+        [=](int64_t first, int64_t) { return w + first * inputs; },
+        [=](int64_t row, int64_t output, float sum) {
+            narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);
+        });
 }

@@ -1,7 +1,9 @@
 // One path: every kernel, compiled with one instruction set's flags and `PATH` as its name (see build.py).
 // Each function exists for float32 and for bfloat16; library.py says what their arguments are.
 #include "elementwise.h"
+#include "integer.h"
 #include "linear.h"
+#include "packed.h"
 
 #define JOINED(path, name, dtype) path##_##name##_##dtype
 #define NAMED(path, name, dtype) JOINED(path, name, dtype)
@@ -11,6 +13,18 @@
     KERNEL(linear, dtype)                                                                                          \
     (const T* x, const T* w, const T* bias, T* out, int64_t rows, int64_t inputs, int64_t outputs) {               \
         return linear(x, w, bias, out, rows, inputs, outputs);                                                     \
+    }                                                                                                              \
+    KERNEL(linear_int8, dtype)                                                                                     \
+    (const T* x, const int8_t* w, const float* scales, const T* bias, T* out, int64_t rows, int64_t inputs,        \
+     int64_t outputs) {                                                                                            \
+        return linear_int8(x, w, scales, bias, out, rows, inputs, outputs);                                        \
+    }                                                                                                              \
+    KERNEL(linear_packed, dtype)                                                                                   \
+    (const T* x, const uint8_t* codes, const void* scales, const uint8_t* zeros, const float* table, const T* bias,\
+     T* out, int32_t bits, int32_t scale_kind, int64_t groups, int64_t size, int64_t rows, int64_t inputs,         \
+     int64_t outputs) {                                                                                            \
+        Packed packed = {codes, scales, zeros, table, bits, scale_kind, groups, size};                             \
+        return linear_packed(x, packed, bias, out, rows, inputs, outputs);                                         \
     }                                                                                                              \
     KERNEL(activate, dtype)(const T* x, const T* factor, T* out, int32_t kind, int64_t rows, int64_t size) {       \
         return activate(x, factor, out, kind, rows, size);                                                         \

@@ -23,8 +23,8 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-// The dtypes of tensors, numbered as in __init__.py.
-enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
+// The dtypes of numbers, as library.py numbers them.
+enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 typedef uint16_t bfloat16;  // its bits
 
@@ -64,11 +64,27 @@ static inline float sum(Floats v) {
     return lanes[0];
 }
 
+// Of integers the order does not matter.
+static inline int32_t sum(Ints v) {
+    int32_t total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+static inline int32_t sum(int32_t x) { return x; }
+
 static inline float widened(float x) { return x; }
 
 static inline float widened(bfloat16 x) {
     uint32_t bits = (uint32_t)x << 16;
     return load<float>(&bits);
+}
+
+// A float16's bits: its exponent and fraction, in the places that float32 has for them, are off by a power of 2.
+static inline float widened_half(uint16_t x) {
+    uint32_t bits = (x & 0x7fffu) << 13, beyond = bits | 0x7f800000u;
+    float size = (x & 0x7c00) == 0x7c00 ? load<float>(&beyond) : load<float>(&bits) * 0x1p112f;
+    return x & 0x8000 ? -size : size;
 }
 
 // To the nearest bfloat16, ties to even, in the upper half of each word; NaN stays NaN.

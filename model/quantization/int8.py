@@ -7,6 +7,8 @@ from torch import Tensor
 
 from model.quantization.linear import QuantizedLinear
 
+MAX_NATIVE_INPUTS = 2**16  # of integers' sums in 32 bits
+
 
 class Int8Linear(QuantizedLinear):
     """Codes are signed integers."""
@@ -18,6 +20,17 @@ class Int8Linear(QuantizedLinear):
         return self.codes[rows].float()
 
 
+def round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of 255 steps, over the last dimension, and the steps: [..., size] -> [..., size], [..., 1].
+
+    Both are float32. A row with NaN or infinity gets such a step.
+    """
+    # 255 steps over [-max, max], as compressed-tensors has it; -128 is then the one that nothing reaches.
+    scales = x.float().abs().amax(-1, keepdim=True) / 127.5
+    codes = torch.round(x.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)).clamp_(-128, 127)
+    return codes, scales
+
+
 class Int8RowsLinear(Int8Linear):
     """W8A8: each row of x is rounded to int8, too, by its own largest element; one group, no zeros.
 
@@ -26,16 +39,15 @@ class Int8RowsLinear(Int8Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
-        rows = x.float()
-        # 255 steps over [-max, max], as compressed-tensors has it; -128 is then the one that nothing reaches.
-        scales = rows.abs().amax(1, keepdim=True) / 127.5
-        rows = (
-            torch.round(rows / scales.clamp_min(torch.finfo(torch.float32).tiny)).clamp_(-128, 127).double()
-        )
+        if self.kernels is not None and self.in_features <= MAX_NATIVE_INPUTS:
+            return self.kernels.linear_int8(x, self.codes, self.scales.float(), self.bias)
+        rows, scales = round_to_int8(x)
+        rows = rows.double()
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, self.out_features, self.tile_rows):
             tile = slice(start, start + self.tile_rows)
-            sums = rows @ self.codes[tile].double().t()  # below 2^53: exact in any order
+            # Below 2^53: exact in any order. Floats may sum up to -0, which integers do not have.
+            sums = (rows @ self.codes[tile].double().t()).add_(0.0)
             out[:, tile] = sums.float() * scales * self.scales[tile].float().t()
         return out if self.bias is None else out.add_(self.bias)
 

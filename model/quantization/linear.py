@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from model.kernels.library import Kernels
 from model.linear import VECTOR, linear_in_row_blocks
 
 TILE_ELEMENTS = 2**18  # of the weight, decoded at a time: 1 MiB of float32, which stays in a core's own cache
@@ -51,11 +52,14 @@ class QuantizedLinear(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False) if has_bias else None
         rows = TILE_ELEMENTS // num_columns // VECTOR * VECTOR
         self.tile_rows = max(VECTOR, rows)
+        self.kernels: Kernels | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
         if self.order is not None:
             x = x.index_select(1, self.order)
+        if self.kernels is not None and self.codes.shape[1] % self.scales.shape[1] == 0:
+            return self.kernels.linear_packed(x, self.codes, self.scales, self.zeros, self.table, self.bias)
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, self.out_features, self.tile_rows):
             tile = slice(start, start + self.tile_rows)
@@ -66,7 +70,9 @@ class QuantizedLinear(nn.Module):
         """What `forward` takes beside its result, at most."""
         tile = min(self.tile_rows, self.out_features) * self.in_features
         ordered = 0 if self.order is None else num_rows * self.in_features
-        return (4 * tile + ordered) * torch.float32.itemsize
+        # A kernel holds the rows in float32, and for each thread a block of the weight (see product.h).
+        native = num_rows * self.in_features + torch.get_num_threads() * max(2**15, 32 * self.in_features)
+        return (max(4 * tile, native) + ordered) * torch.float32.itemsize
 
     def decoded(self, rows: slice) -> Tensor:
         """These rows of W, their columns as the codes have them: [num_rows, in_features], float32."""

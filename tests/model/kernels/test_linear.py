@@ -87,7 +87,7 @@ def test_large_products_keep_their_bits(kernels: Kernels, dtype: torch.dtype) ->
 @EACH
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extremes_stay_in_their_row(kernels: Kernels, dtype: torch.dtype) -> None:
-    """NaN and infinities harm no other row; the smallest numbers are not lost."""
+    """NaN and infinities harm no other row; the smallest numbers are lost by some instructions alone."""
     x, weight = random(6, 100, dtype=dtype, seed=9), random(30, 100, dtype=dtype, seed=10)
     expected = kernels.linear(x, weight, None)
     x[1, 3], x[3, 99], x[4] = torch.nan, torch.inf, torch.finfo(dtype).max
@@ -97,4 +97,7 @@ def test_extremes_stay_in_their_row(kernels: Kernels, dtype: torch.dtype) -> Non
     assert y[1].isnan().all()
     assert not y[3].isfinite().any()
     tiny = torch.full((1, 1), 2.0**-126, dtype=dtype)
-    assert kernels.linear(tiny, torch.full((1, 1), 0.5, dtype=dtype), None).item() == 2.0**-127
+    product = kernels.linear(tiny, torch.full((1, 1), 0.5, dtype=dtype), None).item()
+    # The processors' instructions for bfloat16 take denormals, and give them, as 0.
+    are_lost = dtype == torch.bfloat16 and kernels.path in ("avx512_bf16", "amx")
+    assert product == (0.0 if are_lost else 2.0**-127)

@@ -214,4 +214,5 @@ def test_temporaries_stay_small() -> None:
     for kind in KINDS:
         layer = quantized(drawn(4096, 512), kind)
         assert layer.tile_rows * layer.in_features <= TILE_ELEMENTS
-        assert layer.temporary_bytes(16) < 8 * TILE_ELEMENTS * 4
+        blocks = torch.get_num_threads() * 2**15  # of native kernels
+        assert layer.temporary_bytes(16) < (8 * TILE_ELEMENTS + blocks) * 4

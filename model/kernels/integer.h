@@ -1,0 +1,122 @@
+// Products of int8 weights with rows that are rounded to int8, too: y = sx * sw * (integers' product) + b.
+//
+// Integers' sums are exact, so every path has the bits of model/quantization/int8.py. Up to 2^16 inputs.
+#pragma once
+
+#include "amx.h"
+#include "product.h"
+
+// What the weights, as they lie in memory, are multiplied with: a row of x in X. What a sum is too large by: OFFSET
+// times the sum of the row.
+struct Integers {
+    using W = int8_t;
+#if defined(__AVX512VNNI__)
+    // The instruction takes the one factor unsigned: the weight plus 128, which is its upper bit turned.
+    using X = int8_t;
+    using Sums = Ints;
+    static constexpr int BLOCK = 64, OFFSET = 128;
+#elif defined(__AVX2__)
+    using X = int16_t;
+    using Sums = Ints;
+    static constexpr int BLOCK = 16, OFFSET = 0;
+#else
+    using X = int16_t;
+    using Sums = int32_t;
+    static constexpr int BLOCK = 16, OFFSET = 0;
+#endif
+    using Sum = int32_t;
+
+    template <int ROWS, int OUTPUTS>
+    static inline void step(Sums (&sums)[ROWS][OUTPUTS], const X* x, int64_t x_stride, const W* w, int64_t w_stride) {
+#if defined(__AVX512VNNI__)
+        __m512i weights[OUTPUTS];
+        for (int n = 0; n < OUTPUTS; n++)
+            weights[n] = _mm512_xor_si512(load<__m512i>(w + n * w_stride), _mm512_set1_epi8((char)0x80));
+        for (int m = 0; m < ROWS; m++) {
+            __m512i row = load<__m512i>(x + m * x_stride);
+            for (int n = 0; n < OUTPUTS; n++)
+                sums[m][n] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[m][n], weights[n], row);
+        }
+#elif defined(__AVX2__)
+        __m256i weights[OUTPUTS];
+        for (int n = 0; n < OUTPUTS; n++) weights[n] = _mm256_cvtepi8_epi16(load<__m128i>(w + n * w_stride));
+        for (int m = 0; m < ROWS; m++) {
+            __m256i row = load<__m256i>(x + m * x_stride);
+            for (int n = 0; n < OUTPUTS; n++) sums[m][n] += (Ints)_mm256_madd_epi16(row, weights[n]);
+        }
+#else
+        for (int m = 0; m < ROWS; m++)
+            for (int n = 0; n < OUTPUTS; n++)
+                for (int i = 0; i < BLOCK; i++) sums[m][n] += x[m * x_stride + i] * w[n * w_stride + i];
+#endif
+    }
+};
+
+// A row in int8, its largest number at 127.5: 255 steps. Returns the step; NaN or infinite if a number is, and then the
+// integers are 0, and so every product with the step is NaN. sum: of the integers.
+template <class T, class X>
+static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
+    int32_t largest = 0;  // as bits, which are in the numbers' order, NaN above all
+    for (int64_t i = 0; i < size; i++) {
+        float number = widened(x[i]);
+        int32_t bits = load<int32_t>(&number) & 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    float scale = load<float>(&largest) / 127.5f;
+    int32_t total = 0;
+    bool is_finite = largest < 0x7f800000;
+    constexpr float LARGE = 12582912.0f;  // added to it, a number keeps its whole part, rounded to even, in the lower bits
+    float divisor = scale < 0x1p-126f ? 0x1p-126f : scale;
+    for (int64_t i = 0; i < size; i++) {
+        float shifted = (is_finite ? widened(x[i]) : 0.0f) / divisor + LARGE;
+        int32_t whole = load<int32_t>(&shifted) - 0x4b400000;
+        to[i] = whole > 127 ? 127 : whole;
+        total += to[i];
+    }
+    *sum = total;
+    return scale;
+}
+
+// y = W x + b. x: [rows, inputs], w: [outputs, inputs] of int8, scales: [outputs], bias: [outputs] or null, out:
+// [rows, outputs]. -1 if there is no memory.
+template <class T>
+static int linear_int8(const T* x, const int8_t* w, const float* scales, const T* bias, T* out, int64_t rows,
+                       int64_t inputs, int64_t outputs) {
+#if defined(__AMX_INT8__)
+    using X = int8_t;
+    constexpr int32_t OFFSET = 0;
+    int64_t stride = inputs, block = outputs_of_block(inputs, InTiles<X>::OUTPUTS);
+#else
+    using X = Integers::X;
+    constexpr int32_t OFFSET = Integers::OFFSET;
+    int64_t stride = rounded_up(inputs, Integers::BLOCK), block = outputs_of_block(inputs, 24);
+#endif
+    struct Row {
+        float scale;
+        int32_t sum;
+    };
+    auto* row_of = allocated<Row>(rows);
+    auto* integers = allocated<X>(rows * stride);
+    if (!row_of || !integers) return free(row_of), free(integers), -1;
+#pragma omp parallel for if (rows * inputs > LEAST_WORK)
+    for (int64_t row = 0; row < rows; row++) {
+        X* to = integers + row * stride;
+        row_of[row].scale = quantize_row(x + row * inputs, inputs, to, &row_of[row].sum);
+        memset(to + inputs, 0, (stride - inputs) * sizeof(X));
+    }
+    auto fetch = [=](int64_t first, int64_t) { return w + first * inputs; };
+    auto finish = [=](int64_t row, int64_t output, int32_t sum) {
+        T& y = out[row * outputs + output];
+        narrow((float)(sum - OFFSET * row_of[row].sum) * row_of[row].scale * scales[output], y);
+        if (bias) narrow(widened(y) + widened(bias[output]), y);
+    };
+    int result = 0;
+#if defined(__AMX_INT8__)
+    result = InTiles<X>::multiply(integers, rows, inputs, inputs, outputs, block, fetch, finish);
+#else
+    product<Integers>(integers, stride, rows, inputs, inputs, outputs, block, fetch, finish);
+#endif
+    free(row_of);
+    free(integers);
+    return result;
+}

@@ -1,0 +1,196 @@
+// The products of every path, on ragged sizes, against plain loops: a program of its own, for emulators and sanitizers.
+//
+//   check [path ...]    the paths given, or those that this machine has
+//
+// Prints a line for each path and dtype; the exit status is 1 if one failed. It knows the kernels as path.cpp has them.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+typedef uint16_t bfloat16;
+using std::vector;
+
+extern "C" int verbatim_supports(const char* path);
+
+#define DECLARE(path, T, dtype)                                                                                    \
+    extern "C" int path##_linear_##dtype(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);             \
+    extern "C" int path##_linear_int8_##dtype(const T*, const int8_t*, const float*, const T*, T*, int64_t,        \
+                                              int64_t, int64_t);                                                   \
+    extern "C" int path##_linear_packed_##dtype(const T*, const uint8_t*, const void*, const uint8_t*,             \
+                                                const float*, const T*, T*, int32_t, int32_t, int64_t, int64_t,    \
+                                                int64_t, int64_t, int64_t);
+#define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
+#if defined(__x86_64__)
+#define EACH_PATH(DO) \
+    EACH_DTYPE(DO, plain) EACH_DTYPE(DO, avx2) EACH_DTYPE(DO, avx512) EACH_DTYPE(DO, avx512_bf16) EACH_DTYPE(DO, amx)
+#else
+#define EACH_PATH(DO) EACH_DTYPE(DO, plain)
+#endif
+EACH_PATH(DECLARE)
+
+template <class T>
+struct Kernels {
+    int (*linear)(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);
+    int (*int8)(const T*, const int8_t*, const float*, const T*, T*, int64_t, int64_t, int64_t);
+    int (*packed)(const T*, const uint8_t*, const void*, const uint8_t*, const float*, const T*, T*, int32_t, int32_t,
+                  int64_t, int64_t, int64_t, int64_t, int64_t);
+};
+
+static float widened(float x) { return x; }
+
+static float widened(bfloat16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+static void narrow(float x, float& to) { to = x; }
+
+static void narrow(float x, bfloat16& to) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    to = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// Numbers that are no different tomorrow.
+struct Random {
+    uint64_t state = 1;
+
+    uint32_t next() { return (state = state * 6364136223846793005u + 1442695040888963407u) >> 33; }
+
+    template <class T>
+    vector<T> numbers(int64_t count) {
+        vector<T> all(count);
+        for (T& x : all) narrow((next() % 2001 - 1000.0f) / 256, x);
+        return all;
+    }
+
+    template <class T>
+    vector<T> integers(int64_t count) {
+        vector<T> all(count);
+        for (T& x : all) x = (T)next();
+        return all;
+    }
+};
+
+template <class T>
+static bool same(const vector<T>& a, const vector<T>& b) {
+    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
+}
+
+// Within the error of the sum and of one rounding, and each row with its bits alone.
+template <class T>
+static bool linear_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
+    auto x = random.numbers<T>(rows * inputs), w = random.numbers<T>(outputs * inputs), bias = random.numbers<T>(outputs);
+    vector<T> out(rows * outputs), row(outputs);
+    kernels.linear(x.data(), w.data(), bias.data(), out.data(), rows, inputs, outputs);
+    double unit = sizeof(T) == 4 ? 0x1p-23 : 0x1p-8;
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t n = 0; n < outputs; n++) {
+            double sum = widened(bias[n]), size = std::fabs(sum);
+            for (int64_t i = 0; i < inputs; i++) {
+                double term = (double)widened(x[m * inputs + i]) * widened(w[n * inputs + i]);
+                sum += term;
+                size += std::fabs(term);
+            }
+            double error = std::fabs(widened(out[m * outputs + n]) - sum);
+            if (!(error <= inputs * 0x1p-24 * size + unit * std::fabs(sum))) return false;
+        }
+        kernels.linear(x.data() + m * inputs, w.data(), bias.data(), row.data(), 1, inputs, outputs);
+        if (memcmp(row.data(), out.data() + m * outputs, outputs * sizeof(T))) return false;
+    }
+    return true;
+}
+
+// The bits of the formula.
+template <class T>
+static bool int8_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
+    auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
+    auto w = random.integers<int8_t>(outputs * inputs);
+    auto scales = random.numbers<float>(outputs);
+    vector<T> out(rows * outputs), expected(rows * outputs);
+    kernels.int8(x.data(), w.data(), scales.data(), bias.data(), out.data(), rows, inputs, outputs);
+    for (int64_t m = 0; m < rows; m++) {
+        const T* row = x.data() + m * inputs;
+        float largest = 0;
+        for (int64_t i = 0; i < inputs; i++) largest = std::fmax(largest, std::fabs(widened(row[i])));
+        float step = largest / 127.5f;
+        for (int64_t n = 0; n < outputs; n++) {
+            int64_t sum = 0;
+            for (int64_t i = 0; i < inputs; i++) {
+                float near = std::nearbyint(widened(row[i]) / std::fmax(step, 0x1p-126f));
+                sum += (int64_t)std::fmin(near, 127.0f) * w[n * inputs + i];
+            }
+            T& y = expected[m * outputs + n];
+            narrow((float)sum * step * scales[n], y);
+            narrow(widened(y) + widened(bias[n]), y);
+        }
+    }
+    return same(out, expected);
+}
+
+// The bits of the dense product with the decoded weight.
+template <class T>
+static bool packed_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t outputs, int32_t bits,
+                            int64_t groups, int64_t size, int64_t missing) {
+    int64_t columns = groups * size, inputs = columns - missing;
+    auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
+    auto codes = random.integers<uint8_t>(outputs * columns * bits / 8), zeros = random.integers<uint8_t>(outputs * groups);
+    auto scales = random.numbers<bfloat16>(outputs * groups);
+    vector<T> weight(outputs * inputs), out(rows * outputs), expected(rows * outputs);
+    for (int64_t n = 0; n < outputs; n++)
+        for (int64_t i = 0; i < inputs; i++) {
+            int64_t at = n * columns + i, group = n * groups + i / size;
+            float code = bits == 8 ? (int8_t)codes[at] : (codes[at / 2] >> (4 * (at % 2))) & 15;
+            float zero = bits == 8 ? (int8_t)zeros[group] : zeros[group];
+            narrow((code - zero) * widened(scales[group]), weight[n * inputs + i]);
+        }
+    kernels.packed(x.data(), codes.data(), scales.data(), zeros.data(), nullptr, bias.data(), out.data(), bits, 1, groups,
+                   size, rows, inputs, outputs);
+    kernels.linear(x.data(), weight.data(), bias.data(), expected.data(), rows, inputs, outputs);
+    return same(out, expected);
+}
+
+template <class T>
+static bool passes(const char* path, const char* dtype, const Kernels<T>& kernels) {
+    Random random;
+    bool all = true;
+    auto report = [&](const char* kernel, bool right, int64_t rows, int64_t a, int64_t b) {
+        if (!right) printf("FAIL %s %s %s: %ld %ld %ld\n", path, kernel, dtype, (long)rows, (long)a, (long)b);
+        all &= right;
+    };
+    for (int64_t rows : {1, 2, 3, 4, 7, 16, 17, 33})
+        for (int64_t inputs : {1, 31, 64, 100, 257})
+            for (int64_t outputs : {1, 15, 33, 70}) {
+                report("linear", linear_is_right(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                report("linear_int8", int8_is_right(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+            }
+    for (int64_t rows : {1, 5, 33})
+        for (int32_t bits : {4, 8})
+            for (int64_t size : {2, 32, 70})
+                report("linear_packed", packed_is_right(kernels, random, rows, 37, bits, 3, size, size / 2), rows, bits, size);
+    printf("%s %s %s\n", all ? "PASS" : "FAIL", path, dtype);
+    fflush(stdout);
+    return all;
+}
+
+static bool is_wanted(const char* path, int count, char** names) {
+    if (count == 1) return verbatim_supports(path);
+    for (int i = 1; i < count; i++)
+        if (!strcmp(names[i], path)) return true;
+    return false;
+}
+
+int main(int count, char** names) {
+    bool all = true;
+#define CHECK(path, T, dtype)                                                                                      \
+    if (is_wanted(#path, count, names)) {                                                                          \
+        verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
+        all &= passes<T>(#path, #dtype, {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype}); \
+    }
+    EACH_PATH(CHECK)
+    return !all;
+}
