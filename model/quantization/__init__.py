@@ -28,7 +28,7 @@ SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
 # A dense weight, [out, in] -> the tensors of the module that will hold it.
 Quantize = Callable[[Tensor], dict[str, Tensor]]
 AT_LOAD: Mapping[str, tuple[type[QuantizedLinear], Quantize]] = {
-    "int8": (int8.Int8Linear, int8.quantize),
+    "int8": (int8.Int8RowsLinear, int8.quantize),
     "int4": (int4.Int4Linear, int4.quantize),
 }
 
