@@ -37,7 +37,7 @@ class NoModel:
 
     def __init__(self) -> None:
         self.took_s = 0.0
-        self._output = StepOutput(token=SampledToken(token_id=7, logprob=-1.25))
+        self._output = StepOutput(tokens=(SampledToken(token_id=7, logprob=-1.25),))
 
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
         """The same output for each."""

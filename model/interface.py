@@ -105,7 +105,7 @@ class Roof:
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The wish for one token after the last token of a `StepItem`. The model only reads the lists."""
+    """The wish for the token after the last known one of a `StepItem`. The model only reads the lists."""
 
     params: SamplingParams
     token_ids: Sequence[int]  # every known token, prompt first: what penalties look at
@@ -117,6 +117,9 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class StepItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sequence's part of one step: compute `token_ids`, then sample if asked.
 
+    The last `num_drafts` of them are guesses at what the model will choose after those before: whoever asks
+    for a token gets one more for each of them that is right, and the same ones as without guesses.
+
     The keys and values of positions below `start` are in the cache already. Position p lives in block
     `block_table[p // block_size]`; the table reaches at least to the last token of this item.
     """
@@ -125,6 +128,7 @@ class StepItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     start: int
     block_table: Sequence[int]
     sample: SampleRequest | None = None
+    num_drafts: int = 0  # 0 unless it samples; the wish is for the token after the last that is no guess
     # The tokens that follow the first rows of this item: asks for the log-probability of each.
     target_ids: Sequence[int] = ()
 
@@ -138,9 +142,9 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What one `StepItem` came to. At most one of `token` and `error` is set."""
+    """What one `StepItem` came to. There are no `tokens` if there is an `error`."""
 
-    token: SampledToken | None = None
+    tokens: tuple[SampledToken, ...] = ()  # one if asked, and one more for each guess that was right
     target_logprobs: tuple[float, ...] = ()
     error: str | None = None  # this item alone failed; its neighbours are untouched
 

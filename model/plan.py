@@ -32,6 +32,7 @@ def plan_memory(
     kv_cache_tokens: int,
     max_batch_tokens: int,
     max_num_seqs: int,
+    speculative_tokens: int,
     base_bytes: int,
     free_bytes: int,
 ) -> MemoryPlan:
@@ -42,7 +43,8 @@ def plan_memory(
     """
     config = decoder.config
     weight_bytes = _weight_bytes(decoder, dtype)
-    step_bytes = _step_bytes(config, dtype, device_type, max_batch_tokens, max_num_seqs)
+    num_sampled = min(max_batch_tokens, max_num_seqs * (1 + speculative_tokens))
+    step_bytes = _step_bytes(config, dtype, device_type, max_batch_tokens, max_num_seqs, num_sampled)
     packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
     step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
     block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
@@ -109,7 +111,12 @@ def _feed_forward_row(config: DecoderConfig, layer: int, width: int) -> int:
 
 
 def _step_bytes(
-    config: DecoderConfig, dtype: torch.dtype, device_type: str, max_batch_tokens: int, max_num_seqs: int
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device_type: str,
+    max_batch_tokens: int,
+    max_num_seqs: int,
+    num_sampled: int,
 ) -> int:
     """The most that the temporaries of one step hold at a time.
 
@@ -142,7 +149,7 @@ def _step_bytes(
     attention = projected + pairs * pair
 
     feed_forward = rows * max(_feed_forward_row(config, layer, width) for layer in range(config.num_layers))
-    # Of each sampled row, as computed and in float32, and one row's sums in float64; or of a block of a
-    # prompt's rows, twice in float64.
-    logits = config.vocab_size * max(max_num_seqs * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)
+    # Of each sampled row, guesses included, as computed and in float32, and one row's sums in float64; or of
+    # a block of a prompt's rows, twice in float64.
+    logits = config.vocab_size * max(num_sampled * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)
     return layout + stream + max(attention, feed_forward, logits)

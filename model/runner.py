@@ -44,6 +44,7 @@ class RunnerOptions:
     kv_cache_tokens: int = 0  # 0: `max_num_seqs` sequences of full length, or what memory allows
     max_batch_tokens: int = 512
     max_num_seqs: int = 32
+    speculative_tokens: int = 0  # the most drafts of an item
 
 
 class ModelRunner:
@@ -98,22 +99,26 @@ class ModelRunner:
         hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
         per_item = hidden.split([len(item.token_ids) for item in items])
 
-        sampling = [
-            (rows[-1:], item.sample) for rows, item in zip(per_item, items, strict=True) if item.sample
-        ]
-        sampled = iter(self._sample(sampling))
+        sampled = iter(
+            self._sample([(rows, item) for rows, item in zip(per_item, items, strict=True) if item.sample])
+        )
         outputs = [next(sampled) if item.sample else StepOutput() for item in items]
         return [
             self._with_targets(output, rows, item.target_ids) if item.target_ids else output
             for output, rows, item in zip(outputs, per_item, items, strict=True)
         ]
 
-    def _sample(self, wishes: list[tuple[Tensor, SampleRequest]]) -> list[StepOutput]:
-        """One token for each (hidden row [1, hidden_size], wish)."""
-        if not wishes:
+    def _sample(self, asking: list[tuple[Tensor, StepItem]]) -> list[StepOutput]:
+        """The tokens of each (hidden rows [num_rows, hidden_size], item that samples)."""
+        if not asking:
             return []
-        rows = torch.cat([row for row, _ in wishes])
-        return self.sampler.sample(self.decoder.logits(rows), [request for _, request in wishes])
+        parts = [rows[-1 - item.num_drafts :] for rows, item in asking]
+        logits = self.decoder.logits(torch.cat(parts)).split([len(part) for part in parts])
+        return [
+            self.sampler.verify(part, item.sample, item.token_ids[len(item.token_ids) - item.num_drafts :])
+            for part, (_, item) in zip(logits, asking, strict=True)
+            if item.sample
+        ]
 
     def _with_targets(self, output: StepOutput, rows: Tensor, target_ids: Sequence[int]) -> StepOutput:
         """The output with the log-probability of each target after its row. rows: [num_rows, hidden_size]."""
@@ -175,6 +180,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         kv_cache_tokens=options.kv_cache_tokens,
         max_batch_tokens=options.max_batch_tokens,
         max_num_seqs=options.max_num_seqs,
+        speculative_tokens=options.speculative_tokens,
         base_bytes=_base_bytes(folder.dtype, kernels) if device.type == "cpu" else 0,
         free_bytes=free_bytes(device),
     )

@@ -165,6 +165,12 @@ class _ScrapeCollector(Collector):
         )
         yield CounterMetricFamily("verbatim_engine_restarts", "Workers replaced.", stats.num_restarts)
         yield CounterMetricFamily("vllm:num_preemptions", "Sequences preempted.", stats.num_preemptions)
+        yield CounterMetricFamily(
+            "vllm:spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_draft_tokens
+        )
+        yield CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens", "Guesses that were right.", stats.num_accepted_tokens
+        )
         yield CounterMetricFamily("verbatim_engine_steps", "Steps of the engine.", stats.num_steps)
         yield CounterMetricFamily("verbatim_engine_step_tokens", "Tokens computed.", stats.num_step_tokens)
         yield UnknownMetricFamily("tgi_request_count", "Requests accepted.", num_requests)

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         description="tokens in one step: larger is faster prefill, smaller is steadier decode",
     )
     max_num_seqs: int = Field(default=32, ge=1, le=4096, description="sequences that run at once")
+    speculative_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="most tokens guessed a step from what a text repeats; 0 is off, 8 suits edits and quotes",
+    )
     max_waiting: int = Field(
         default=256, ge=0, description="sequences that may wait; past it a request gets a 429"
     )

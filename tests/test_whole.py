@@ -226,6 +226,21 @@ def test_when_the_worker_dies_the_stream_goes_on_and_nobody_notices() -> None:
         assert "the engine worker was killed by SIGKILL (1 in a row); streams under way: 1" in log
 
 
+def test_a_text_that_repeats_takes_fewer_steps_with_guesses_and_stays_the_same(server: Server) -> None:
+    body: dict[str, Any] = {
+        "inputs": "Once upon a time there was a little girl called Lily. She had a red ball. " * 6,
+        "parameters": {"max_new_tokens": 60, "ignore_eos": True},
+    }
+    expected = tell(server, body)
+    with running("--speculative-tokens", "8") as guessing:
+        num_steps = guessing.metric("verbatim_engine_steps_total")
+        events = tell(guessing, body)
+        assert [event["token"] for event in events] == [event["token"] for event in expected]
+        assert guessing.metric("verbatim_engine_steps_total") - num_steps < 40
+        num_accepted = guessing.metric("vllm:spec_decode_num_accepted_tokens_total")
+        assert 20 < num_accepted <= guessing.metric("vllm:spec_decode_num_draft_tokens_total")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_stops_and_leaves_no_process(number: int) -> None:
     with running() as server:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+import msgspec
 from torch import Tensor
 
 from model.interface import SampledToken, SampleRequest, StepOutput
@@ -31,9 +32,29 @@ class Sampler:
         """A token or an error for each row. logits: [num_rows, vocab_size], float32, left as they are."""
         return [self._outcome(row, request) for row, request in zip(logits, requests, strict=True)]
 
+    def verify(self, logits: Tensor, request: SampleRequest, draft_ids: Sequence[int]) -> StepOutput:
+        """The token after the known ones and, as long as each draft is the token chosen, the one after it.
+
+        Each is chosen as if it were alone. A row that fails after the first is left to its own step, where
+        it fails again. logits: [1 + num_drafts, vocab_size], float32, left as they are.
+        """
+        [output] = self.sample(logits[:1], [request])
+        tokens = list(output.tokens)
+        for row, draft_id in enumerate(draft_ids, 1):
+            if not tokens or tokens[-1].token_id != draft_id:
+                break
+            known_ids = (*request.token_ids, *draft_ids[:row])
+            [further] = self.sample(
+                logits[row : row + 1], [msgspec.structs.replace(request, token_ids=known_ids)]
+            )
+            if further.error is not None:
+                break
+            tokens += further.tokens
+        return msgspec.structs.replace(output, tokens=tuple(tokens))
+
     def _outcome(self, row: Tensor, request: SampleRequest) -> StepOutput:
         try:
-            return StepOutput(token=self.sample_row(row, request))
+            return StepOutput(tokens=(self.sample_row(row, request),))
         except SamplingError as error:
             return StepOutput(error=str(error))
         except Exception:  # a bug that this row's parameters bring out must not end its neighbours

@@ -72,7 +72,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 ENGINE_SETTINGS = (
     "config", "dtype", "quantize", "device", "kernels", "num_threads", "kv_cache_tokens", "max_batch_tokens",
-    "max_num_seqs", "watchdog_s", "max_worker_deaths",
+    "max_num_seqs", "speculative_tokens", "watchdog_s", "max_worker_deaths",
 )  # fmt: skip
 SERVER_SETTINGS = tuple(n for n in Settings.model_fields if n not in ("model_dir", *ENGINE_SETTINGS))
 
@@ -103,6 +103,7 @@ def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
         kv_cache_tokens=settings.kv_cache_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         max_num_seqs=settings.max_num_seqs,
+        speculative_tokens=settings.speculative_tokens,
     )
 
 

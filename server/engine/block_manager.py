@@ -70,12 +70,15 @@ class BlockManager:
         block_table.extend(found)
         return self.grow(block_table, num_tokens)
 
-    def grow(self, block_table: list[int], num_tokens: int) -> bool:
-        """Lengthen the table until it holds `num_tokens`. False, and nothing changed, if blocks are short."""
+    def grow(self, block_table: list[int], num_tokens: int, num_spare: int = 0) -> bool:
+        """Lengthen the table until it holds `num_tokens`.
+
+        False, and nothing changed, unless `num_spare` blocks could be had beside those that it lacks.
+        """
         num_missing = self._num_blocks_of(num_tokens) - len(block_table)
         if num_missing <= 0:
             return True
-        if num_missing > self.num_free_blocks:
+        if num_missing + num_spare > self.num_free_blocks:
             return False
         for _ in range(num_missing):
             block = self._free.pop() if self._free else self._evict()

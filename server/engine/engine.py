@@ -67,4 +67,6 @@ class Engine:
             num_steps=self.num_steps,
             num_step_tokens=self.num_step_tokens,
             num_preemptions=self.scheduler.num_preemptions,
+            num_draft_tokens=self.scheduler.num_draft_tokens,
+            num_accepted_tokens=self.scheduler.num_accepted_tokens,
         )

@@ -27,6 +27,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, tag="config"):
     kv_cache_tokens: int = 0
     max_batch_tokens: int = 512
     max_num_seqs: int = 32
+    speculative_tokens: int = 0
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):

@@ -65,6 +65,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     num_steps: int = 0
     num_step_tokens: int = 0  # computed in all steps
     num_preemptions: int = 0
+    num_draft_tokens: int = 0  # guesses computed
+    num_accepted_tokens: int = 0  # guesses that were right
     num_restarts: int = 0  # of its worker
 
 

@@ -6,6 +6,10 @@ each sequence catches up with its known tokens, as far as one budget of tokens g
 Each running sequence has at least one token in every step, and so has the first of the waiting ones if it
 fits: if there is a place, and the blocks for all that it knows, and one more for each that runs. So who waits
 at place k, and would fit, computes within k steps.
+
+What is left of the budget then carries drafts: guesses at a sequence's next tokens, which are computed with
+its last known one, so that a step can give it several. Where a guess was wrong, what was computed after it
+counts for nothing, and is written over.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import bisect
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from operator import attrgetter
+
+import msgspec
 
 from model.interface import SampledToken, StepItem, StepOutput
 from server.engine.block_manager import BlockManager
@@ -35,7 +41,9 @@ class StepPlan:
 class Scheduler:
     """First come, first served within a priority, under a budget of tokens and of sequences."""
 
-    def __init__(self, blocks: BlockManager, max_batch_tokens: int, max_num_seqs: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, max_batch_tokens: int, max_num_seqs: int, max_drafts: int = 0
+    ) -> None:
         if max_batch_tokens < max_num_seqs:
             raise ValueError(
                 f"max_batch_tokens is {max_batch_tokens}, must be at least max_num_seqs, {max_num_seqs}: "
@@ -44,12 +52,15 @@ class Scheduler:
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_num_seqs = max_num_seqs
+        self.max_drafts = max_drafts  # of one sequence in one step
         self.sequences: dict[int, Sequence] = {}  # all that are not finished
         self.running: list[Sequence] = []  # by rank; each owns blocks
         self.waiting = WaitingQueue()  # none of them owns a block
         # By the leader whose prompt they share once it is computed. None of them owns a block.
         self.followers: dict[int, list[Sequence]] = {}
         self.num_preemptions = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence; a further choice only once the first one has computed their prompt."""
@@ -92,6 +103,8 @@ class Scheduler:
             plan.sequences.append(newcomer)
             plan.items.append(newcomer.step_item(num_tokens))
             budget -= num_tokens
+        if self.max_drafts:
+            self._add_drafts(plan, budget)
         return plan
 
     def update(
@@ -107,11 +120,19 @@ class Scheduler:
                 told = TokenOutput(token_id=None, finish_reason="error", error=output.error)
                 news.append((sequence.id, told))
                 continue
-            self._advance(sequence, len(item.token_ids))
+            self._advance(sequence, len(item.token_ids) - item.num_drafts)
             if output.target_logprobs:
                 sequence.prompt_logprobs.extend(output.target_logprobs)
-            if output.token is not None:
-                news.append((sequence.id, self._absorb(sequence, output.token, ended_s)))
+            self.num_draft_tokens += item.num_drafts
+            if self.max_drafts and output.tokens:
+                sequence.lookup.count(item.num_drafts, len(output.tokens) - 1, self.max_drafts)
+            for index, token in enumerate(output.tokens):
+                if index:  # the token before it was guessed, and so is computed
+                    self._advance(sequence, 1)
+                    self.num_accepted_tokens += 1
+                news.append((sequence.id, self._absorb(sequence, token, ended_s)))
+                if sequence.id not in self.sequences:  # it ended, maybe before its guesses did
+                    break
         return news
 
     def check_integrity(self) -> None:
@@ -126,6 +147,21 @@ class Scheduler:
             raise AssertionError("a sequence waits for one that is gone")
         if self.running != sorted(self.running, key=_rank):
             raise AssertionError("the running ones are out of order")
+
+    def _add_drafts(self, plan: StepPlan, budget: int) -> None:
+        """Fill the budget with guesses; of the blocks, one stays for each that runs."""
+        for index, (sequence, item) in enumerate(zip(plan.sequences, plan.items, strict=True)):
+            if item.sample is None or not sequence.num_generated_tokens:
+                continue
+            draft_ids = sequence.draft(min(self.max_drafts, budget))
+            num_tokens = sequence.num_tokens + len(draft_ids)
+            if draft_ids and not self.blocks.grow(sequence.block_table, num_tokens, len(self.running)):
+                del draft_ids[len(sequence.block_table) * self.blocks.block_size - sequence.num_tokens :]
+            if draft_ids:
+                plan.items[index] = msgspec.structs.replace(
+                    item, token_ids=[*item.token_ids, *draft_ids], num_drafts=len(draft_ids)
+                )
+                budget -= len(draft_ids)
 
     def _make_way(self) -> None:
         """Let waiting ones take the places and the blocks of running ones of lower priority."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.interface import SampleRequest, StepItem
+from server.engine.prompt_lookup import PromptLookup
 from server.engine.request import GenerationRequest, Progress, Timings
 
 
@@ -28,6 +29,7 @@ class Sequence:
             self.num_cached_tokens = progress.timings.cached_tokens
             self.first_step_s = progress.arrival_s + progress.timings.queue_s
             self.first_token_s = self.first_step_s + progress.timings.prefill_s
+        self.lookup = PromptLookup()
         self._sample_request: SampleRequest | None = None
 
     @property
@@ -55,6 +57,14 @@ class Sequence:
             sample=self._sampling() if end == len(self.token_ids) else None,
             target_ids=self.token_ids[start + 1 : end + 1] if self.needs_prompt_logits else (),
         )
+
+    def draft(self, limit: int) -> list[int]:
+        """Guess at most `limit` tokens to come. Every row with them can be sampled by the same wish."""
+        num_generated, request = self.num_generated_tokens, self.request
+        limit = min(limit, request.max_new_tokens - num_generated - 1)  # none beyond the last token but one
+        if num_generated < request.min_new_tokens:  # until then there are forbidden ids
+            limit = min(limit, request.min_new_tokens - num_generated - 1)
+        return self.lookup.draft(self.token_ids, limit)
 
     def forget_computed(self) -> None:
         """Begin anew, for want of blocks. By promise 1 computing it again changes nothing but time."""

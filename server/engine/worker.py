@@ -140,6 +140,7 @@ def runner_options(config: WorkerConfig) -> RunnerOptions:
         kv_cache_tokens=config.kv_cache_tokens,
         max_batch_tokens=config.max_batch_tokens,
         max_num_seqs=config.max_num_seqs,
+        speculative_tokens=config.speculative_tokens,
     )
 
 
@@ -166,7 +167,7 @@ def build_engine(
 ) -> Engine:
     """An engine with all of the model's cache."""
     blocks = BlockManager(model.info.num_blocks, model.info.block_size)
-    scheduler = Scheduler(blocks, config.max_batch_tokens, config.max_num_seqs)
+    scheduler = Scheduler(blocks, config.max_batch_tokens, config.max_num_seqs, config.speculative_tokens)
     return Engine(model, scheduler, on_plan=on_plan)
 
 

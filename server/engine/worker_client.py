@@ -85,6 +85,8 @@ class WorkerClient:
             num_steps=past.num_steps + now.num_steps,
             num_step_tokens=past.num_step_tokens + now.num_step_tokens,
             num_preemptions=past.num_preemptions + now.num_preemptions,
+            num_draft_tokens=past.num_draft_tokens + now.num_draft_tokens,
+            num_accepted_tokens=past.num_accepted_tokens + now.num_accepted_tokens,
             num_restarts=past.num_restarts,
         )
 

@@ -29,7 +29,8 @@ def plan(
     config: DecoderConfig = DOCUMENT, dtype: torch.dtype = torch.float32, free: int = 10**12, **changes: int
 ) -> MemoryPlan:
     """A plan for a CPU with so much free memory."""
-    settings = {"kv_cache_tokens": 0, "max_batch_tokens": 64, "max_num_seqs": 4, "base_bytes": 200 * MB}
+    settings = {"kv_cache_tokens": 0, "max_batch_tokens": 64, "max_num_seqs": 4, "speculative_tokens": 0}
+    settings["base_bytes"] = 200 * MB
     return plan_memory(build_empty(config), dtype, "cpu", **(settings | changes), free_bytes=free)
 
 
@@ -84,7 +85,7 @@ def test_what_does_not_fit_is_refused_with_the_figures() -> None:
         plan(free=0)
 
 
-def item(num_tokens: int, end: int, targets: bool = False) -> StepItem:
+def item(num_tokens: int, end: int, targets: bool = False, num_drafts: int = 0) -> StepItem:
     ids = [0] * num_tokens
     request = SampleRequest(
         params=SamplingParams(top_p=0.9, seed=1, top_n_tokens=5, repetition_penalty=1.2),
@@ -96,6 +97,7 @@ def item(num_tokens: int, end: int, targets: bool = False) -> StepItem:
         start=end - num_tokens,
         block_table=range(-(-end // BLOCK_SIZE)),
         sample=request,
+        num_drafts=num_drafts,
         target_ids=ids if targets else (),
     )
 
@@ -109,22 +111,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("num_drafts", [0, 5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_a_step_takes_what_was_planned_and_no_more(
-    tmp_path: Path, changes: dict[str, Any], dtype: str
+    tmp_path: Path, changes: dict[str, Any], dtype: str, num_drafts: int
 ) -> None:
     """Within a factor of two from below: only the greatest moment counts, and its terms are upper bounds."""
     write_folder(tmp_path, **changes)
     end = (CONFIG | changes)["max_positions"]
     options = RunnerOptions(
-        model_id="a", dtype=dtype, num_threads=1, kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16
-    )
+        model_id="a", dtype=dtype, num_threads=1, kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16,
+        speculative_tokens=num_drafts,
+    )  # fmt: skip
     runner = ModelRunner.load(tmp_path, options, lambda done, total: None)
     peaks = []
     for items in (
         [item(96, end, targets=True)],
-        [item(1, end) for _ in range(16)],
+        [item(1 + num_drafts, end, num_drafts=num_drafts) for _ in range(16)],
         [item(81, end, targets=True), *(item(1, end) for _ in range(15))],
     ):
         with LiveBytes() as live:

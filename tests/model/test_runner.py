@@ -52,17 +52,17 @@ def test_greedy_takes_the_best_and_reports_the_best_three(runner: ModelRunner) -
     [output] = runner.execute([item(ids)])
     logprobs = torch.log_softmax(whole(runner.decoder, ids)[-1].double(), 0)
     best = torch.topk(logprobs, 3)
-    assert output.token is not None
-    assert output.token.token_id == best.indices[0]
-    assert [token_id for token_id, _ in output.token.top] == best.indices.tolist()
-    assert output.token.logprob == pytest.approx(best.values[0].item(), abs=1e-12)
+    [token] = output.tokens
+    assert token.token_id == best.indices[0]
+    assert [token_id for token_id, _ in token.top] == best.indices.tolist()
+    assert token.logprob == pytest.approx(best.values[0].item(), abs=1e-12)
 
 
 def test_an_item_that_does_not_ask_gets_no_token(runner: ModelRunner) -> None:
     outputs = runner.execute(
         [item([1, 2], params=None), item([3], block=8), item([4, 5], params=None, block=16)]
     )
-    assert [output.token is not None for output in outputs] == [False, True, False]
+    assert [len(output.tokens) for output in outputs] == [0, 1, 0]
 
 
 def test_target_logprobs_are_of_the_softmax_in_float64(runner: ModelRunner) -> None:
@@ -73,7 +73,7 @@ def test_target_logprobs_are_of_the_softmax_in_float64(runner: ModelRunner) -> N
     logprobs = torch.log_softmax(whole(runner.decoder, ids).double(), -1)
     expected = [logprobs[row, target].item() for row, target in enumerate(ids[1:])]
     assert output.target_logprobs == tuple(expected)
-    assert output.token is not None
+    assert len(output.tokens) == 1
 
 
 def test_nan_in_one_row_fails_that_item_alone(runner: ModelRunner) -> None:
@@ -83,7 +83,7 @@ def test_nan_in_one_row_fails_that_item_alone(runner: ModelRunner) -> None:
         [item([1, 2, 3]), item(list(range(20)), start=19, block=9), item([1, 2, 3], block=24)]
     )
     assert outputs[0] == outputs[2] == expected
-    assert outputs[1].token is None
+    assert outputs[1].tokens == ()
     assert outputs[1].error is not None
     assert "NaN" in outputs[1].error
 

@@ -78,7 +78,7 @@ def test_poisoned_row_fails_alone(params: SamplingParams, poison: float | str) -
     else:
         logits[1, 57] = poison
     outputs = SAMPLER.sample(logits, requests)
-    assert outputs[1].token is None
+    assert outputs[1].tokens == ()
     assert outputs[1].error
     assert (outputs[0], outputs[2]) == (healthy[0], healthy[2])
 
@@ -181,3 +181,30 @@ def test_digest_tells_rows_apart_and_not_copies() -> None:
     assert digest(logits[0]) == digest(logits[0].clone()) != digest(other)
     assert digest(torch.stack((logits[0], other), dim=1)[:, 0]) == digest(logits[0]), "layout is no matter"
     assert 0 <= digest(other) < 2**64
+
+
+@pytest.mark.parametrize("params", MIXED)
+def test_verified_drafts_are_what_one_row_after_another_gives(params: SamplingParams) -> None:
+    """As many as are right, and one more; each row's penalties and draw see the drafts before it."""
+    logits = random_logits(6, 30)
+    request = wish(params)
+    alone: list[SampledToken] = []
+    for row in logits:
+        known_ids = (*request.token_ids, *(token.token_id for token in alone))
+        alone.append(SAMPLER.sample_row(row, structs.replace(request, token_ids=known_ids)))
+    ids = [token.token_id for token in alone]
+    for num_right in range(6):
+        drafts = [*ids[:num_right], *((i + 1) % 30 for i in ids[num_right:5])]
+        output = SAMPLER.verify(logits, request, drafts)
+        assert output.error is None
+        assert output.tokens == tuple(alone[: num_right + 1])
+
+
+def test_a_row_that_fails_among_the_drafts_is_left_to_its_own_step() -> None:
+    logits = random_logits(3, 30)
+    first, second = int(logits[0].argmax()), int(logits[1].argmax())
+    logits[1, 4] = math.nan
+    output = SAMPLER.verify(logits, wish(GREEDY), [first, second])
+    assert [token.token_id for token in output.tokens] == [first]
+    assert output.error is None
+    assert SAMPLER.verify(logits[1:], wish(GREEDY), [second]).error is not None

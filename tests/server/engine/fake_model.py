@@ -18,19 +18,32 @@ def state_after(state: int, token_id: int) -> int:
     return zlib.crc32(bytes([token_id]), state)
 
 
+def checksum(states: Sequence[int], choice: int = 0) -> int:
+    """Of all that the cache holds for a sequence: told as the log-probability of the token after it."""
+    return zlib.crc32(struct.pack(f"={len(states)}I", *states), choice)
+
+
 def chosen(states: Sequence[int], choice: int = 0) -> int:
-    """The token after positions with these states."""
-    return zlib.crc32(struct.pack(f"={len(states)}I", *states), choice) % VOCAB_SIZE
+    """The token after positions with these states. Three in four follow a pattern that can be guessed."""
+    number = checksum(states, choice)
+    return len(states) % 5 if number % 4 else number // 4 % VOCAB_SIZE
 
 
 def continuation(prompt_ids: Sequence[int], num_tokens: int, choice: int = 0) -> list[int]:
     """What the fake model generates after a prompt, computed without it."""
+    return [token_id for token_id, _ in continuation_with_logprobs(prompt_ids, num_tokens, choice)]
+
+
+def continuation_with_logprobs(
+    prompt_ids: Sequence[int], num_tokens: int, choice: int = 0
+) -> list[tuple[int, float]]:
+    """The same, each with its log-probability."""
     states = list(accumulate(prompt_ids, state_after, initial=0))[1:]
-    token_ids = []
+    tokens = []
     for _ in range(num_tokens):
-        token_ids.append(chosen(states, choice))
-        states.append(state_after(states[-1], token_ids[-1]))
-    return token_ids
+        tokens.append((chosen(states, choice), -float(checksum(states, choice))))
+        states.append(state_after(states[-1], tokens[-1][0]))
+    return tokens
 
 
 class FakeModel:
@@ -85,7 +98,16 @@ class FakeModel:
         targets = tuple(-float(target) for target in item.target_ids)
         if item.sample is None:
             return StepOutput(target_logprobs=targets)
-        self.forbidden_ids.append(item.sample.forbidden_ids)
+        num_known = item.start + len(item.token_ids) - item.num_drafts
+        assert len(item.sample.token_ids) == num_known, "the wish is for another token"
         held = [self.slots[self._slot(item, p)] for p in range(item.start + len(item.token_ids))]
-        token = SampledToken(token_id=chosen(held, item.sample.choice), logprob=-float(len(held)))
-        return StepOutput(token=token, target_logprobs=targets)
+        tokens: list[SampledToken] = []
+        for num_held in range(num_known, len(held) + 1):
+            if tokens and item.token_ids[num_held - 1 - item.start] != tokens[-1].token_id:
+                break
+            states, choice = held[:num_held], item.sample.choice
+            self.forbidden_ids.append(item.sample.forbidden_ids)
+            tokens.append(
+                SampledToken(token_id=chosen(states, choice), logprob=-float(checksum(states, choice)))
+            )
+        return StepOutput(tokens=tuple(tokens), target_logprobs=targets)

@@ -21,7 +21,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine
 from server.engine.request import GenerationRequest, Progress, Timings, TokenOutput
 from server.engine.scheduler import Scheduler
-from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, continuation
+from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, continuation_with_logprobs
 
 MAX_PROMPT, MAX_NEW = 40, 30
 MIN_BLOCKS = -(-(MAX_PROMPT + MAX_NEW) // BLOCK_SIZE)
@@ -34,6 +34,7 @@ class Stream:
     request: GenerationRequest
     arrival_s: float
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     timings: Timings | None = None
     prompt_logprobs: tuple[float, ...] = ()
 
@@ -41,16 +42,18 @@ class Stream:
 class Harness:
     """Drives an engine as a front does, and compares each stream with what its prompt gives alone."""
 
-    def __init__(self, num_blocks: int, max_batch_tokens: int, max_num_seqs: int) -> None:
-        self.sizes = (num_blocks, max_batch_tokens, max_num_seqs)
+    def __init__(
+        self, num_blocks: int, max_batch_tokens: int, max_num_seqs: int, max_drafts: int = 0
+    ) -> None:
+        self.sizes = (num_blocks, max_batch_tokens, max_num_seqs, max_drafts)
         self.live: dict[int, Stream] = {}
         self.counts: Counter[str] = Counter()
         self._last_id = 0
         self._begin()
 
     def _begin(self) -> None:
-        num_blocks, max_batch_tokens, max_num_seqs = self.sizes
-        scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), max_batch_tokens, max_num_seqs)
+        num_blocks, *limits = self.sizes
+        scheduler = Scheduler(BlockManager(num_blocks, BLOCK_SIZE), *limits)
         self.model = FakeModel(num_blocks)
         self.engine = Engine(self.model, scheduler, lambda: float(self.counts["steps"]))
 
@@ -84,7 +87,8 @@ class Harness:
         newcomer = scheduler.waiting.first()
         must_run = newcomer is not None and self._surely_fits(newcomer.num_tokens)
         before = {sequence.id: sequence.num_computed_tokens for sequence in scheduler.running}
-        num_preemptions = scheduler.num_preemptions
+        num_preemptions, num_accepted = scheduler.num_preemptions, scheduler.num_accepted_tokens
+        num_drafted = scheduler.num_draft_tokens
         news = self.engine.step()
         scheduler.check_integrity()
         assert self.model.steps[-1] <= scheduler.max_batch_tokens, "over the budget"
@@ -94,7 +98,11 @@ class Harness:
         if num_preemptions == scheduler.num_preemptions:
             for sequence in scheduler.running:
                 assert sequence.num_computed_tokens > before.get(sequence.id, 0), "it ran, and got no token"
+        for sequence in scheduler.running:
+            assert sequence.num_computed_tokens < sequence.num_tokens, "a wrong guess counts as computed"
         self.counts["preemptions"] += scheduler.num_preemptions - num_preemptions
+        self.counts["drafted"] += scheduler.num_draft_tokens - num_drafted
+        self.counts["accepted"] += scheduler.num_accepted_tokens - num_accepted
         self.counts["steps"] += 1
         for sequence_id, output in news:
             self._receive(sequence_id, output)
@@ -122,13 +130,17 @@ class Harness:
         stream.token_ids.append(output.token_id)
         stream.timings = output.timings
         stream.prompt_logprobs += output.prompt_logprobs
-        assert output.logprob == -float(len(request.prompt_ids) + len(stream.token_ids) - 1)
+        stream.logprobs.append(output.logprob)
         if output.timings is not None:
             self.counts["cached"] += output.timings.cached_tokens if len(stream.token_ids) == 1 else 0
         if output.finish_reason is None:
             return
-        expected = continuation(request.prompt_ids, request.max_new_tokens, request.choice)
-        assert stream.token_ids == expected, "not what its prompt gives alone"
+        expected = continuation_with_logprobs(request.prompt_ids, request.max_new_tokens, request.choice)
+        ends = [i for i, (token_id, _) in enumerate(expected, 1) if token_id in request.end_ids]
+        expected = expected[: ends[0]] if ends else expected
+        told = list(zip(stream.token_ids, stream.logprobs, strict=True))
+        assert told == expected, "not what its prompt gives alone"
+        assert output.finish_reason == ("stop" if ends else "length")
         if request.wants_prompt_logprobs:
             assert stream.prompt_logprobs == tuple(-float(token_id) for token_id in request.prompt_ids[1:])
         del self.live[sequence_id]
@@ -142,6 +154,7 @@ def draw_request(pick: random.Random) -> tuple[GenerationRequest, int]:
         prompt_ids=tuple(prefix[:4] * (len(prefix) // 4) + own),
         sampling=SamplingParams(),
         max_new_tokens=pick.randint(1, MAX_NEW),
+        end_ids=pick.choice(((), (), (4,), tuple(range(5, VOCAB_SIZE)))),
         priority=pick.choice((0, 0, 0, -1, 5)),
         tenant=pick.randrange(3),
         wants_prompt_logprobs=pick.random() < 0.2,
@@ -159,7 +172,8 @@ def main(
         pick = random.Random(seed)
         max_num_seqs = pick.randint(1, 8)
         num_blocks = MIN_BLOCKS + pick.choice((0, 1, 5, 20, 100))
-        harness = Harness(num_blocks, max_num_seqs + pick.choice((0, 1, 5, 40)), max_num_seqs)
+        max_batch_tokens = max_num_seqs + pick.choice((0, 1, 5, 40))
+        harness = Harness(num_blocks, max_batch_tokens, max_num_seqs, pick.choice((0, 1, 4, 20)))
         for _ in range(pick.randint(1, 300)):
             act = pick.random()
             if act < 0.25:

@@ -17,11 +17,15 @@ from server.engine.scheduler import Scheduler
 from tests.server.engine.fake_model import BLOCK_SIZE, VOCAB_SIZE, FakeModel, continuation
 
 
-def make_engine(num_blocks: int = 64, max_batch_tokens: int = 16, max_num_seqs: int = 4) -> Engine:
+def make_engine(
+    num_blocks: int = 64, max_batch_tokens: int = 16, max_num_seqs: int = 4, max_drafts: int = 0
+) -> Engine:
     blocks = BlockManager(num_blocks, BLOCK_SIZE)
     clock = iter(range(1_000_000))
     return Engine(
-        FakeModel(num_blocks), Scheduler(blocks, max_batch_tokens, max_num_seqs), lambda: float(next(clock))
+        FakeModel(num_blocks),
+        Scheduler(blocks, max_batch_tokens, max_num_seqs, max_drafts),
+        lambda: float(next(clock)),
     )
 
 
@@ -158,13 +162,17 @@ def test_an_end_id_stops_and_is_the_last_token() -> None:
     assert outputs[-1].finish_reason == "stop"
 
 
-def test_end_ids_are_forbidden_until_the_minimum_is_reached() -> None:
-    engine = make_engine()
-    engine.add(1, request((5,), 4, end_ids=(VOCAB_SIZE + 1,), min_new_tokens=2))
-    model = engine.model
-    assert isinstance(model, FakeModel)
-    finish(engine)
-    assert model.forbidden_ids == [(VOCAB_SIZE + 1,), (VOCAB_SIZE + 1,), (), ()]
+@pytest.mark.parametrize("max_drafts", [0, 4])
+def test_end_ids_are_forbidden_until_the_minimum_is_reached(max_drafts: int) -> None:
+    """Also within a step that gives several tokens."""
+    for minimum in range(41):
+        engine = make_engine(max_drafts=max_drafts)
+        engine.add(1, request((5,), 40, end_ids=(VOCAB_SIZE + 1,), min_new_tokens=minimum))
+        model = engine.model
+        assert isinstance(model, FakeModel)
+        assert len(finish(engine)[1]) == 40
+        assert model.forbidden_ids == [(VOCAB_SIZE + 1,)] * minimum + [()] * (40 - minimum)
+        assert (engine.num_steps < 40) == (max_drafts > 0)
 
 
 @pytest.mark.parametrize("num_blocks", [64, 6])
@@ -361,3 +369,60 @@ def test_the_blocks_of_a_failed_sequence_are_not_found_again() -> None:
     finish(engine)
     engine.add(3, request(tuple(range(12)), 1))
     assert cached_tokens(finish(engine)[3]) == 4, "what the other one computed, too"
+
+
+def test_guesses_take_what_is_left_of_the_budget_and_no_more() -> None:
+    """Two sequences run and a long prompt comes: it has all but their two tokens of the step."""
+    pattern = tuple(range(5)) * 4
+    engine = make_engine(max_batch_tokens=22, max_num_seqs=3, max_drafts=8)
+    engine.add(1, request(pattern, 60))
+    engine.add(2, request(pattern, 60, choice=0))
+    while not engine.stats().num_accepted_tokens:
+        engine.step()
+    engine.add(3, request(tuple(range(40)), 1))
+    before = engine.stats().num_draft_tokens
+    engine.step()
+    assert engine.stats().num_draft_tokens == before
+    model = engine.model
+    assert isinstance(model, FakeModel)
+    assert model.steps[-1] == 22
+    outputs = finish(engine)
+    assert max(model.steps) <= 22
+    assert engine.stats().num_draft_tokens > before
+    assert ids_of(outputs[3]) == continuation(tuple(range(40)), 1)
+
+
+def test_guesses_take_no_block_that_a_running_sequence_may_need() -> None:
+    """Where one has a block more than its known tokens fill, there is one left for each that runs."""
+    prompt = tuple(range(5)) * 2
+    num_early = 0
+    for num_blocks in range(10, 21):
+        engine = make_engine(num_blocks, max_batch_tokens=64, max_num_seqs=2, max_drafts=16)
+        for sequence_id in (1, 2):
+            engine.add(sequence_id, request((sequence_id, *prompt), 29))
+        while engine.has_work:
+            running = engine.scheduler.running
+            needed = {sequence.id: -(-sequence.num_tokens // BLOCK_SIZE) for sequence in running}
+            engine.step()
+            for sequence in running:
+                if len(sequence.block_table) > needed.get(sequence.id, 99):
+                    assert engine.stats().num_free_blocks >= len(running)
+                    num_early += 1
+    assert num_early > 0
+
+
+def test_a_wrong_guess_is_not_found_in_the_prefix_cache() -> None:
+    """What goes on from an answer finds what was chosen there, not what was guessed."""
+    engine = make_engine(num_blocks=200, max_batch_tokens=64, max_drafts=8)
+    pattern = tuple(range(5)) * 3
+    answer = continuation(pattern, 40)
+    engine.add(0, request(pattern, 40))
+    finish(engine)
+    stats = engine.stats()
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+    for length in range(1, 41):
+        longer = (*pattern, *answer[:length], 49)
+        engine.add(length, request(longer, 2))
+        outputs = finish(engine)[length]
+        assert ids_of(outputs) == continuation(longer, 2)
+        assert cached_tokens(outputs) >= (len(pattern) + length - 1) // BLOCK_SIZE * BLOCK_SIZE

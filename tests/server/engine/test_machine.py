@@ -24,9 +24,10 @@ class EngineMachine(RuleBasedStateMachine):
         num_blocks=st.integers(MIN_BLOCKS, MIN_BLOCKS + 40),
         max_num_seqs=st.integers(1, 6),
         num_more_tokens=st.integers(0, 40),
+        max_drafts=st.sampled_from((0, 1, 4, 20)),
     )
-    def begin(self, num_blocks: int, max_num_seqs: int, num_more_tokens: int) -> None:
-        self.harness = Harness(num_blocks, max_num_seqs + num_more_tokens, max_num_seqs)
+    def begin(self, num_blocks: int, max_num_seqs: int, num_more_tokens: int, max_drafts: int) -> None:
+        self.harness = Harness(num_blocks, max_num_seqs + num_more_tokens, max_num_seqs, max_drafts)
 
     @rule(pick=st.randoms(use_true_random=False))
     def add(self, pick: random.Random) -> None:
@@ -58,9 +59,9 @@ def test_nothing_is_lost_doubled_starved_or_changed() -> None:
 
 
 def test_a_thousand_random_steps_meet_everything() -> None:
-    """Preemption, hits in the prefix cache, aborts and deaths: else the test above says little."""
+    """Preemption, hits in the prefix cache, guesses, aborts and deaths: else the test above says little."""
     pick = random.Random(0)
-    harness = Harness(MIN_BLOCKS + 10, 12, 6)
+    harness = Harness(MIN_BLOCKS + 10, 12, 6, max_drafts=4)
     while harness.counts["steps"] < 1000:
         if len(harness.live) < 12:
             harness.add(*draw_request(pick))
@@ -70,5 +71,6 @@ def test_a_thousand_random_steps_meet_everything() -> None:
             harness.die(pick.sample(list(harness.live), len(harness.live)))
         harness.step()
     harness.finish()
-    for event in ("preemptions", "cached", "aborts", "deaths"):
+    for event in ("preemptions", "cached", "accepted", "aborts", "deaths"):
         assert harness.counts[event] > 0, event
+    assert harness.counts["accepted"] < harness.counts["drafted"], "no guess was wrong"
