@@ -24,6 +24,7 @@ from bench.machine import EMBEDDED_MODEL, ModelArgument, RoundsOption, ThreadsOp
 from model.attention import PagedAttention
 from model.batch import ForwardBatch
 from model.interface import SampleRequest, StepItem
+from model.kernels.attention import NativeAttention
 from model.kv_cache import BLOCK_SIZE
 from model.linear import Linear
 from model.runner import ModelRunner, RunnerOptions
@@ -42,8 +43,10 @@ SAMPLE_S = 0.2  # how long a step is repeated in a round, once as it is and once
 PARTS = (
     ("layout", ForwardBatch, "build"),
     ("layout", PagedAttention, "__init__"),
+    ("layout", NativeAttention, "__init__"),
     ("linear", Linear, "forward"),
     ("attention", PagedAttention, "__call__"),
+    ("attention", NativeAttention, "__call__"),
     ("sampling", Sampler, "sample"),
 )
 

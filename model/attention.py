@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.batch import QUERY_TILE, ForwardBatch, PairGroup
+from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.embeddings import Rotate
 from model.kv_cache import KVCache
 from model.linear import Linear, padded
 from model.norms import make_head_norm
+from model.pairs import QUERY_TILE, PairGroup, PairLayout
 
 
 class Attend(Protocol):
@@ -67,30 +68,32 @@ class PagedAttention:
     (Milakov & Gimelshein 2018; Dao et al. 2022). Computed in float32 whatever the cache's dtype.
     """
 
-    def __init__(self, batch: ForwardBatch, cache: KVCache, config: DecoderConfig) -> None:
-        self.batch = batch
+    def __init__(self, batch: ForwardBatch, cache: KVCache, config: DecoderConfig, max_pairs: int) -> None:
+        """max_pairs: how many pairs of a query tile and a key tile are computed in one go (see pairs.py)."""
+        device = batch.positions.device
+        self.layout = PairLayout.build(batch.items, max_pairs, device, config.layer_windows)
         self.cache = cache
         self.config = config
         self.group_size = config.num_heads // config.num_kv_heads
         self.masks = {
             window: [_Mask(group, self.group_size, window) for group in groups]
-            for window, groups in batch.groups.items()
+            for window, groups in self.layout.groups.items()
         }
         self.slopes = None
         if config.alibi_slopes:
-            slopes = torch.tensor(config.alibi_slopes, device=batch.slots.device)
+            slopes = torch.tensor(config.alibi_slopes, device=device)
             self.slopes = self._by_kv_head(slopes)  # [num_kv_heads, 1, group_size, 1]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         """Writes k and v to the cache, then looks up each row of q."""
-        self.cache.write(layer, self.batch.slots, k, v)
+        self.cache.write(layer, self.layout.slots, k, v)
         head_dim = q.shape[-1]
         q = padded(q.float() * self.config.score_scale)
         if sinks is not None:  # [num_kv_heads, 1, QUERY_TILE * group_size, 1]
             sinks = self._by_kv_head(sinks.float()).repeat(1, 1, QUERY_TILE, 1)
         out = torch.empty_like(q)
         window = self.config.layer_windows[layer]
-        for group, mask in zip(self.batch.groups[window], self.masks[window], strict=True):
+        for group, mask in zip(self.layout.groups[window], self.masks[window], strict=True):
             out.index_copy_(0, group.out_rows, self._attend_group(layer, q, group, mask, sinks))
         return out[..., :head_dim].to(v.dtype)
 

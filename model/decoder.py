@@ -54,6 +54,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.kernels: Kernels | None = None
         self.embedding = TokenEmbedding(config)
         self.positions = POSITIONS[config.positions](config)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_layers))

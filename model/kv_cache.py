@@ -8,6 +8,9 @@ attention, is `KEY_TILE / BLOCK_SIZE` consecutive entries of a block table:
     position    0        16       32       48       64       80
     block table |   7    |   2    |   9    |   4    |   1    | ...
     key tile    |------------- 0 ------------------|------ 1 ...
+
+That is plain torch's; the native kernels use the same memory, but order what is in a block in their own way
+(model/kernels/paged.h).
 """
 
 from __future__ import annotations

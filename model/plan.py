@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from model.batch import BLOCKS_PER_TILE, QUERY_TILE
 from model.config import DecoderConfig
 from model.counting import count_weight_bytes
 from model.decoder import Decoder
@@ -15,6 +14,7 @@ from model.folder import LoadError
 from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK
+from model.pairs import BLOCKS_PER_TILE, QUERY_TILE
 from model.quantization import QuantizedLinear
 
 # The keys that one group of attention's pairs works on: on a CPU they must stay in its cache
@@ -29,6 +29,7 @@ def plan_memory(
     dtype: torch.dtype,
     device_type: str,
     *,
+    is_native: bool,
     kv_cache_tokens: int,
     max_batch_tokens: int,
     max_num_seqs: int,
@@ -38,13 +39,17 @@ def plan_memory(
 ) -> MemoryPlan:
     """Divide the memory that is free. `decoder` may be without weights; kv_cache_tokens 0 is what suits.
 
-    base_bytes is what the process holds already, and no part of free_bytes. Raises `LoadError` with the
-    figures if it does not fit.
+    is_native: whether native kernels compute. base_bytes is what the process holds already, and no part of
+    free_bytes. Raises `LoadError` with the figures if it does not fit.
     """
     config = decoder.config
     weight_bytes = _weight_bytes(decoder, dtype)
     num_sampled = min(max_batch_tokens, max_num_seqs * (1 + speculative_tokens))
-    step_bytes = _step_bytes(config, dtype, device_type, max_batch_tokens, max_num_seqs, num_sampled)
+    attention = _native_attention if is_native else _paged_attention
+    step_bytes = _step_bytes(
+        config, dtype, is_native, max_batch_tokens, num_sampled,
+        *attention(config, dtype, device_type, max_batch_tokens, max_num_seqs),
+    )  # fmt: skip
     packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
     step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
     block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
@@ -97,10 +102,13 @@ def _weight_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
     return count_weight_bytes(decoder, dtype) + sum(buffer.nbytes for buffer in decoder.buffers())
 
 
-def _feed_forward_row(config: DecoderConfig, layer: int, width: int) -> int:
+def _feed_forward_row(config: DecoderConfig, layer: int, width: int, is_native: bool) -> int:
     """What one row takes within a feed-forward network, at most: all rows may choose the same expert."""
     single = torch.float32.itemsize
-    inner = 4 * single + width  # four float32 tensors within an activation, and the other half if gated
+    if is_native:  # both halves if gated, and as clamped where they are; what comes of them
+        inner = (2 + config.is_gated + 2 * (config.gate_limit is not None)) * width
+    else:
+        inner = 4 * single + width  # four float32 tensors within an activation, and the other half if gated
     experts = config.experts_of(layer)
     if experts is None:
         return config.feed_forward_size * inner
@@ -110,33 +118,19 @@ def _feed_forward_row(config: DecoderConfig, layer: int, width: int) -> int:
     return size * inner + config.hidden_size * (2 * width + 3 * single) + experts.num_experts * 24
 
 
-def _step_bytes(
-    config: DecoderConfig,
-    dtype: torch.dtype,
-    device_type: str,
-    max_batch_tokens: int,
-    max_num_seqs: int,
-    num_sampled: int,
-) -> int:
-    """The most that the temporaries of one step hold at a time.
-
-    What lives through a layer, and the greatest of three moments: attention, the activation within the
-    feed-forward network, the logits. Each counts the tensors alive then; float32 where it computes in it.
-    """
+def _paged_attention(
+    config: DecoderConfig, dtype: torch.dtype, device_type: str, max_batch_tokens: int, max_num_seqs: int
+) -> tuple[int, int]:
+    """What attention in plain torch holds: (through the whole step, within a layer)."""
     width, single = dtype.itemsize, torch.float32.itemsize
-    rows = max_batch_tokens
     head_dim = padded_size(config.head_dim)
     heads, kv_heads = config.num_heads, config.num_kv_heads
-
     key_tiles = -(-config.max_positions // KEY_TILE)
-    query_tiles = -(-rows // QUERY_TILE) + max_num_seqs  # each sequence's last tile may be short
+    query_tiles = -(-max_batch_tokens // QUERY_TILE) + max_num_seqs  # each sequence's last tile may be short
     query_rows = QUERY_TILE * heads // kv_heads
     # Laid out for the whole step: each pair's mask, blocks and places.
     layout = query_tiles * key_tiles * (query_rows * KEY_TILE + (BLOCKS_PER_TILE + 2) * 8)
     layout *= len(set(config.layer_windows))
-    # x and what is added to it, in a parallel layer twice.
-    stream = (3 if config.is_parallel else 2) * rows * config.hidden_size * width
-
     # A group: keys and values in float32, one of them also as stored; of each pair its queries, and three of
     # its scores or weighted sums.
     pairs = min(max(max_pairs(config, device_type), key_tiles), query_tiles * key_tiles)
@@ -145,10 +139,42 @@ def _step_bytes(
         KEY_TILE * head_dim * (2 * single + stored) + 4 * query_rows * max(KEY_TILE, head_dim) * single
     )
     # Beside it q, k, v as projected, and q and the result in float32.
-    projected = rows * head_dim * ((heads + 2 * kv_heads) * width + 2 * heads * single)
-    attention = projected + pairs * pair
+    projected = max_batch_tokens * head_dim * ((heads + 2 * kv_heads) * width + 2 * heads * single)
+    return layout, projected + pairs * pair
 
-    feed_forward = rows * max(_feed_forward_row(config, layer, width) for layer in range(config.num_layers))
+
+def _native_attention(
+    config: DecoderConfig, dtype: torch.dtype, device_type: str, max_batch_tokens: int, max_num_seqs: int
+) -> tuple[int, int]:
+    """What attention with the native kernels holds: (through the whole step, within a layer)."""
+    tables = max_num_seqs * _num_blocks(config.max_positions) * 4
+    # q, k, v, and q once more: before it was turned, or the result.
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    return tables, max_batch_tokens * config.head_dim * heads * dtype.itemsize
+
+
+def _step_bytes(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    is_native: bool,
+    max_batch_tokens: int,
+    num_sampled: int,
+    layout: int,
+    attention: int,
+) -> int:
+    """The most that the temporaries of one step hold at a time.
+
+    What lives through the step and through a layer, and the greatest of three moments: attention, the
+    activation within the feed-forward network, the logits. Each counts the tensors alive then; float32 where
+    it computes in it.
+    """
+    width, single = dtype.itemsize, torch.float32.itemsize
+    rows = max_batch_tokens
+    # x as the layer got it and as it is now, and what is added to it, in a parallel layer twice.
+    stream = (4 if config.is_parallel else 3) * rows * config.hidden_size * width
+    feed_forward = rows * max(
+        _feed_forward_row(config, layer, width, is_native) for layer in range(config.num_layers)
+    )
     # Of each sampled row, guesses included, as computed and in float32, and one row's sums in float64; or of
     # a block of a prompt's rows, twice in float64.
     logits = config.vocab_size * max(num_sampled * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from model.allocator import keep_freed_memory, reserve
-from model.attention import PagedAttention
 from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.counting import count_parameters
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
+from model.kernels.attention import make_attend
 from model.kernels.library import NO_PATH, Kernels, open_library
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
@@ -94,8 +94,8 @@ class ModelRunner:
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
         """Run one step: every item's rows through the decoder, then a token for each that asks."""
         config = self.decoder.config
-        batch = ForwardBatch.build(items, self.max_pairs, self.device, config.layer_windows)
-        attend = PagedAttention(batch, self.cache, config)
+        batch = ForwardBatch.build(items, self.device)
+        attend = make_attend(batch, self.cache, config, self.decoder.kernels, self.max_pairs)
         hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
         per_item = hidden.split([len(item.token_ids) for item in items])
 
@@ -177,6 +177,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         folder.decoder,
         folder.dtype,
         device.type,
+        is_native=kernels is not None,
         kv_cache_tokens=options.kv_cache_tokens,
         max_batch_tokens=options.max_batch_tokens,
         max_num_seqs=options.max_num_seqs,
@@ -226,8 +227,8 @@ def _base_bytes(dtype: torch.dtype, kernels: Kernels | None) -> int:
         parameter.zero_()
     decoder.use(kernels)
     ids = [0] * 2 * ROW_BLOCK
-    batch = ForwardBatch.build([StepItem(token_ids=ids, start=0, block_table=range(2))], 8, device)
-    attend = PagedAttention(batch, KVCache(_TINY, 2, dtype, device), _TINY)
+    batch = ForwardBatch.build([StepItem(token_ids=ids, start=0, block_table=range(2))], device)
+    attend = make_attend(batch, KVCache(_TINY, 2, dtype, device), _TINY, kernels, 8)
     logits = decoder(batch.token_ids, batch.positions, attend)
     wish = SampleRequest(params=SamplingParams(top_p=0.5), token_ids=ids, num_prompt_tokens=len(ids))
     Sampler().sample(logits[-1:], [wish])

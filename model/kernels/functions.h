@@ -27,6 +27,15 @@ static inline Floats exponential(Floats x) {
     return e * (Floats)((half + 127) << 23) * (Floats)((whole - half + 127) << 23);
 }
 
+// tanh: near 0 by its series, as the other form loses there what it subtracts.
+static inline Floats hyperbolic_tangent(Floats x) {
+    constexpr float SERIES[] = {21844.0f / 6081075, -1382.0f / 155925, 62.0f / 2835, -17.0f / 315,
+                                2.0f / 15,          -1.0f / 3,         1.0f};
+    Floats near = x * polynomial(x * x, SERIES);
+    Floats far = all(1.0f) - all(2.0f) / (exponential(x + x) + all(1.0f));
+    return (x < all(0.4f)) & (x > all(-0.4f)) ? near : far;
+}
+
 // The complementary error function of z >= 0, to 4e-7 of its value: t exp(p(t) - z^2), t = 2 / (2 + z). The
 // form is that of Press et al. (Numerical Recipes, 6.2); p was fitted here, at Chebyshev's points.
 static inline Floats complementary_error(Floats z) {

@@ -33,6 +33,7 @@ _ARGUMENTS: dict[str, list[type]] = {
     "layer_norm": [_POINTER] * 4 + [_FLOAT] + [_INT64] * 2,
     "rms_norm": [_POINTER] * 3 + [_FLOAT] * 2 + [_INT64] * 2,
     "rotate": [_POINTER] * 4 + [_INT32] + [_INT64] * 4,
+    "attend": [_POINTER] * 6 + [_INT64] * 2,
 }
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
@@ -119,6 +120,18 @@ class Kernels:
         """
         out = torch.empty_like(heads)
         self._call("rotate", heads, cos, sin, out, is_interleaved, *heads.shape, cos.shape[-1])
+        return out
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, step: int, layer: int, window: int
+    ) -> Tensor:
+        """Write k and v to the cache, then look up each row of q among the keys of its sequence.
+
+        q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim]; sinks: [num_heads],
+        float32; step: the address of a `Step` (see attention.py) -> like q.
+        """
+        out = torch.empty_like(q)
+        self._call("attend", q, k, v, sinks, out, step, layer, window)
         return out
 
     def _call(self, name: str, x: Tensor, *arguments: Tensor | float | None) -> None:

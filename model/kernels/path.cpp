@@ -1,5 +1,6 @@
 // One path: every kernel, compiled with one instruction set's flags and `PATH` as its name (see build.py).
 // Each function exists for float32 and for bfloat16; library.py says what their arguments are.
+#include "attention.h"
 #include "elementwise.h"
 #include "integer.h"
 #include "linear.h"
@@ -41,6 +42,11 @@
     (const T* x, const float* cos, const float* sin, T* out, int32_t interleaved, int64_t rows, int64_t heads,     \
      int64_t size, int64_t pairs) {                                                                                \
         return rotate(x, cos, sin, out, interleaved, rows, heads, size, pairs);                                    \
+    }                                                                                                              \
+    KERNEL(attend, dtype)                                                                                          \
+    (const T* q, const T* k, const T* v, const float* sinks, T* out, const Step* step, int64_t layer,              \
+     int64_t window) {                                                                                             \
+        return attend(q, k, v, sinks, out, *step, layer, window);                                                  \
     }
 
 KERNELS(float, float32)

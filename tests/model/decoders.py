@@ -10,12 +10,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.attention import PagedAttention
 from model.batch import ForwardBatch
 from model.config import DecoderConfig, Experts, PositionKind, Rotation
 from model.decoder import Decoder
 from model.families._rotary import frequencies
 from model.interface import StepItem
+from model.kernels.attention import make_attend
 from model.kv_cache import BLOCK_SIZE, KVCache
 
 T = TypeVar("T")
@@ -208,8 +208,8 @@ class Stepper:
             for sequence, start, ids in parts
         ]
         config = self.decoder.config
-        batch = ForwardBatch.build(items, self.max_pairs, CPU, config.layer_windows)
-        attend = PagedAttention(batch, self.cache, config)
+        batch = ForwardBatch.build(items, CPU)
+        attend = make_attend(batch, self.cache, config, self.decoder.kernels, self.max_pairs)
         with torch.inference_mode():
             logits = self.decoder(batch.token_ids, batch.positions, attend)
         return list(logits.split([len(ids) for _, _, ids in parts]))

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.interface import StepItem
 from model.linear import ROW_BLOCK, linear_in_row_blocks
 from model.norms import RMSNorm
+from model.pairs import PairLayout
 from tests.model.decoders import (
+    CPU,
     DOCUMENT,
     EVERYTHING_ELSE,
     GPT2_LIKE,
@@ -217,9 +218,9 @@ def test_whom_a_token_shares_its_experts_with_changes_nothing(dtype: torch.dtype
 def test_a_window_leaves_out_the_tiles_of_which_no_row_sees_anything() -> None:
     """At position 150, a window of 70 reaches the tiles from 64 and from 128, and one of 5 only the last."""
     item = StepItem(token_ids=[1], start=150, block_table=range(10))
-    batch = ForwardBatch.build([item], 1000, torch.device("cpu"), (None, 70, 5, 70))
+    layout = PairLayout.build([item], 1000, CPU, (None, 70, 5, 70))
     first_keys = {
         window: [start for group in groups for start in group.pair_start.tolist()]
-        for window, groups in batch.groups.items()
+        for window, groups in layout.groups.items()
     }
     assert first_keys == {None: [0, 64, 128], 70: [64, 128], 5: [128]}

@@ -13,6 +13,7 @@ from model.config import DecoderConfig, Experts
 from model.decoder import build_empty
 from model.folder import LoadError
 from model.interface import MemoryPlan, SampleRequest, StepItem
+from model.kernels.library import open_library
 from model.kv_cache import BLOCK_SIZE
 from model.machine import cgroup_free_bytes, free_bytes
 from model.plan import plan_memory
@@ -20,18 +21,25 @@ from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampling_params import SamplingParams
 from tests.model.decoders import CPU, DOCUMENT, EVERYTHING_ELSE, GPT2_LIKE, LLAMA_LIKE, random_decoder
 from tests.model.folders import CONFIG, write_folder
+from tests.model.kernels.paths import PATHS
 from tests.model.live_bytes import LiveBytes
 
 MB = 10**6
 
 
 def plan(
-    config: DecoderConfig = DOCUMENT, dtype: torch.dtype = torch.float32, free: int = 10**12, **changes: int
+    config: DecoderConfig = DOCUMENT,
+    dtype: torch.dtype = torch.float32,
+    free: int = 10**12,
+    is_native: bool = False,
+    **changes: int,
 ) -> MemoryPlan:
     """A plan for a CPU with so much free memory."""
     settings = {"kv_cache_tokens": 0, "max_batch_tokens": 64, "max_num_seqs": 4, "speculative_tokens": 0}
     settings["base_bytes"] = 200 * MB
-    return plan_memory(build_empty(config), dtype, "cpu", **(settings | changes), free_bytes=free)
+    return plan_memory(
+        build_empty(config), dtype, "cpu", is_native=is_native, **(settings | changes), free_bytes=free
+    )
 
 
 def test_the_sum_is_the_sum_of_its_parts() -> None:
@@ -111,18 +119,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@PATHS
 @pytest.mark.parametrize("num_drafts", [0, 5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_a_step_takes_what_was_planned_and_no_more(
-    tmp_path: Path, changes: dict[str, Any], dtype: str, num_drafts: int
+    tmp_path: Path, changes: dict[str, Any], dtype: str, num_drafts: int, path: str
 ) -> None:
     """Within a factor of two from below: only the greatest moment counts, and its terms are upper bounds."""
     write_folder(tmp_path, **changes)
     end = (CONFIG | changes)["max_positions"]
     options = RunnerOptions(
-        model_id="a", dtype=dtype, num_threads=1, kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16,
-        speculative_tokens=num_drafts,
+        model_id="a", dtype=dtype, kernels=path, num_threads=1, kv_cache_tokens=end, max_batch_tokens=96,
+        max_num_seqs=16, speculative_tokens=num_drafts,
     )  # fmt: skip
     runner = ModelRunner.load(tmp_path, options, lambda done, total: None)
     peaks = []
@@ -172,16 +181,22 @@ PARTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@PATHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("changes", PARTS.values(), ids=PARTS)
 def test_the_parts_of_other_families_take_no_more_than_was_planned(
-    tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype
+    tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype, path: str
 ) -> None:
     write_folder(tmp_path)
     some = ModelRunner.load(tmp_path, RunnerOptions(model_id="a", num_threads=1, kv_cache_tokens=64))
     decoder = random_decoder(dataclasses.replace(EVERYTHING_ELSE, **changes), dtype)
     end = decoder.config.max_positions
-    memory = plan(decoder.config, dtype, kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16)
+    kernels = open_library(path)
+    decoder.use(kernels)
+    memory = plan(
+        decoder.config, dtype, is_native=kernels is not None,
+        kv_cache_tokens=end, max_batch_tokens=96, max_num_seqs=16,
+    )  # fmt: skip
     name = str(dtype).removeprefix("torch.")
     info = dataclasses.replace(some.info, dtype=name, num_blocks=end // BLOCK_SIZE, memory=memory)
     runner = ModelRunner(decoder, info)
