@@ -185,7 +185,7 @@ def bits_per_byte(decoder: Decoder, ids: Ids, num_bytes: int) -> float:
 def orthogonalize(stack: Tensor) -> Tensor:
     """Five Newton-Schulz steps towards the nearest matrix with singular values of one. [n, rows, cols]."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = stack.bfloat16() if stack.is_cuda else stack  # a CPU may have no such products, and then takes minutes
+    x = stack.bfloat16() if stack.is_cuda else stack  # a CPU may have no such products
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

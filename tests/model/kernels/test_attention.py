@@ -293,5 +293,5 @@ def test_projections_need_not_be_contiguous(kernels: Kernels) -> None:
     (expected,) = Stepper(kernels, config, [rows]).whole()
     batch = ForwardBatch.build([StepItem(token_ids=[0] * 20, start=0, block_table=[1, 0])], CPU)
     attend = NativeAttention(batch, KVCache(config, 2, torch.float32, CPU), config, kernels)
-    together = torch.cat((rows.q, rows.k, rows.v), 1)
-    assert same_bits(attend(1, *together.split(2, 1), None), expected)
+    q, k, v = torch.cat((rows.q, rows.k, rows.v), 1).split(2, 1)
+    assert same_bits(attend(1, q, k, v, None), expected)
