@@ -58,6 +58,10 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if has_bias else None
         self.kernels: Kernels | None = None
 
+    def kernel_bytes(self, num_rows: int) -> int:
+        """What a kernel takes beside its result: the rows in float32, filled up to whole vectors."""
+        return num_rows * (self.weight.shape[1] + 2 * VECTOR) * torch.float32.itemsize
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
         if self.training:

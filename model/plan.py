@@ -13,7 +13,7 @@ from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import MemoryPlan
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
-from model.linear import ROW_BLOCK
+from model.linear import ROW_BLOCK, Linear
 from model.pairs import BLOCKS_PER_TILE, QUERY_TILE
 from model.quantization import QuantizedLinear
 
@@ -50,8 +50,11 @@ def plan_memory(
         config, dtype, is_native, max_batch_tokens, num_sampled,
         *attention(config, dtype, device_type, max_batch_tokens, max_num_seqs),
     )  # fmt: skip
-    packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
-    step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
+    if is_native:
+        step_bytes += kernel_bytes(decoder, max_batch_tokens)
+    else:
+        packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
+        step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
     block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
     room = free_bytes - weight_bytes - step_bytes
     if kv_cache_tokens:
@@ -79,6 +82,12 @@ def plan_memory(
             (context, num_blocks // _num_blocks(context)) for context in _contexts(config.max_positions)
         ),
     )
+
+
+def kernel_bytes(decoder: Decoder, max_batch_tokens: int) -> int:
+    """What the native kernels take themselves, beside tensors: the rows of the widest linear layer."""
+    linears = (module for module in decoder.modules() if isinstance(module, Linear | QuantizedLinear))
+    return max(module.kernel_bytes(max_batch_tokens) for module in linears)
 
 
 def max_pairs(config: DecoderConfig, device_type: str) -> int:
@@ -177,5 +186,6 @@ def _step_bytes(
     )
     # Of each sampled row, guesses included, as computed and in float32, and one row's sums in float64; or of
     # a block of a prompt's rows, twice in float64.
-    logits = config.vocab_size * max(num_sampled * (width + single) + 8 * 8, ROW_BLOCK * 2 * 8)
+    of_row = single if width == single else width + single
+    logits = config.vocab_size * max(num_sampled * of_row + 8 * 8, ROW_BLOCK * 2 * 8)
     return layout + stream + max(attention, feed_forward, logits)

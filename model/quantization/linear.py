@@ -67,12 +67,16 @@ class QuantizedLinear(nn.Module):
         return out if self.bias is None else out.add_(self.bias)
 
     def temporary_bytes(self, num_rows: int) -> int:
-        """What `forward` takes beside its result, at most."""
+        """What `forward` takes in plain torch beside its result, at most."""
         tile = min(self.tile_rows, self.out_features) * self.in_features
         ordered = 0 if self.order is None else num_rows * self.in_features
-        # A kernel holds the rows in float32, and for each thread a block of the weight (see product.h).
-        native = num_rows * self.in_features + torch.get_num_threads() * max(2**15, 32 * self.in_features)
-        return (max(4 * tile, native) + ordered) * torch.float32.itemsize
+        return (4 * tile + ordered) * torch.float32.itemsize
+
+    def kernel_bytes(self, num_rows: int) -> int:
+        """What a kernel takes: the rows, twice if they have an order, and each thread's block of W."""
+        rows = num_rows * (self.in_features + 2 * VECTOR) * (1 if self.order is None else 2)
+        blocks = torch.get_num_threads() * max(2**15, 32 * self.in_features)  # see product.h
+        return (rows + blocks) * torch.float32.itemsize
 
     def decoded(self, rows: slice) -> Tensor:
         """These rows of W, their columns as the codes have them: [num_rows, in_features], float32."""
