@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 LOOK_S: Final = 0.25  # from one look at the heartbeat to the next
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a silent worker is waited for, and how many in a row may die before a token comes."""
+
+    watchdog_s: float = 8.0
+    max_deaths: int = 5
+    first_pause_s: float = 0.5  # before the third worker; twice as long before each after that
 
 
 class Watchdog:
