@@ -21,7 +21,7 @@ from server.engine.frames import Abort, Event, Loading, Logged, Ready, Refused, 
 from server.engine.quarantine import Quarantine
 from server.engine.request import EngineStats, GenerationRequest, TokenOutput, choices_of
 from server.engine.speed import Speed
-from server.engine.watchdog import LOOK_S, Patience, Watchdog
+from server.engine.watchdog import LOOK_S, Patience, Watchdog, activity_of
 from server.engine.worker_process import WorkerProcess
 
 logger = logging.getLogger("verbatim.engine")
@@ -177,7 +177,7 @@ class WorkerClient:
 
     async def _watch(self) -> None:
         """Kill a worker that is silent over its work. Its end of the socket closes, and the rest follows."""
-        watchdog = Watchdog()
+        watchdog = Watchdog(partial(activity_of, self._worker.pid))
         while True:
             await asyncio.sleep(LOOK_S)
             limit_s = self.patience.watchdog_s if self._state == "ready" else _LOAD_SILENCE_S
