@@ -152,7 +152,9 @@ class _ScrapeCollector(Collector):
         running, waiting = stats.num_running, stats.num_waiting
         yield GaugeMetricFamily("vllm:num_requests_running", "Sequences in the batch.", running)
         yield GaugeMetricFamily("tgi_batch_current_size", "Sequences in the batch.", running)
-        yield GaugeMetricFamily("vllm:num_requests_waiting", "Sequences that wait.", waiting)
+        yield GaugeMetricFamily(
+            "vllm:num_requests_waiting", "Sequences that wait, for a place or for their readers.", waiting
+        )
         yield GaugeMetricFamily("tgi_queue_size", "Sequences that wait.", waiting)
         yield GaugeMetricFamily(
             "vllm:kv_cache_usage_perc",

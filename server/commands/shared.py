@@ -19,7 +19,8 @@ from pydantic.fields import FieldInfo
 from server import console
 from server.commands import hub
 from server.engine.frames import Refused, WorkerConfig
-from server.engine.worker_client import Patience, WorkerClient
+from server.engine.watchdog import Patience
+from server.engine.worker_client import WorkerClient
 from server.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")

@@ -8,20 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import msgspec
-
 from model.interface import ModelInfo
 from server.engine.request import EngineStats, GenerationRequest, Progress, Timings, TokenOutput
 
-MAX_OUTPUTS_AT_ONCE: Final = 64  # so that what is written of them for a slow reader stays small
-
-_encode = msgspec.msgpack.encode
-_decode_top = msgspec.msgpack.Decoder(tuple[tuple[int, float], ...]).decode
+# So that what is written of them for a slow reader stays small. An alternative counts as a token.
+MAX_OUTPUTS_AT_ONCE: Final = 32
+# Of one stream: 1,024 plain tokens, 33 with 20 alternatives each. The engine does not run further ahead.
+MAX_UNREAD_BYTES: Final = 8 * 1024
 
 
 class EngineError(Exception):
@@ -99,14 +96,24 @@ class TokenStream:
 
     It keeps the ids in a plain array: with the request, that is all that another engine needs to go on if
     this one is lost. What else a token brings is kept until it is read, as small as it can be: 8 bytes, and
-    some 14 for each of its alternatives if they were asked for.
+    12 for each of its alternatives if they were asked for. A reader that is behind by `MAX_UNREAD_BYTES` is
+    to be given no more until it has read half of that: `on_caught_up` says when.
     """
 
-    def __init__(self, request: GenerationRequest, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        on_close: Callable[[], None],
+        on_caught_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self.request = request
         self.token_ids = array("i")
         self._logprobs = array("d")  # of those that are not read
-        self._tops: deque[bytes] = deque()  # the same, if they were asked for
+        self._num_top = request.sampling.top_n_tokens
+        self._top_ids = array("i")  # of those that are not read, `_num_top` each
+        self._top_logprobs = array("d")
+        self._max_unread = MAX_UNREAD_BYTES // (8 + 12 * self._num_top)  # tokens
+        self._max_outputs = max(1, MAX_OUTPUTS_AT_ONCE // (1 + self._num_top))
         self._prompt_logprobs: tuple[float, ...] = ()
         self._timings: Timings | None = None
         self._last: TokenOutput | None = None
@@ -114,6 +121,7 @@ class TokenStream:
         self._is_over = False  # nothing more will be read
         self._arrival_s = time.monotonic()
         self._on_close = on_close
+        self._on_caught_up = on_caught_up
         self._arrival = asyncio.Event()
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -125,8 +133,10 @@ class TokenStream:
         await self.wait()
         if self._is_over:
             raise StopAsyncIteration
-        outputs = [self._output(logprob) for logprob in self._logprobs[:MAX_OUTPUTS_AT_ONCE]]
-        del self._logprobs[: len(outputs)]
+        was_behind = len(self._logprobs) > self._max_unread // 2
+        outputs = self._take()
+        if was_behind and len(self._logprobs) <= self._max_unread // 2:
+            self._on_caught_up()
         if self._last is not None and self._num_read == len(self.token_ids):
             if self._last.token_id is not None:
                 outputs.pop()
@@ -147,8 +157,9 @@ class TokenStream:
         if output.token_id is not None:
             self.token_ids.append(output.token_id)
             self._logprobs.append(output.logprob)
-            if self.request.sampling.top_n_tokens:
-                self._tops.append(_encode(output.top))
+            for token_id, logprob in output.top:
+                self._top_ids.append(token_id)
+                self._top_logprobs.append(logprob)
         self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         self._timings = output.timings or self._timings
         if output.finish_reason is not None:
@@ -171,6 +182,11 @@ class TokenStream:
         return self._last is not None and not self.token_ids
 
     @property
+    def is_behind(self) -> bool:
+        """Whether its reader has so much to read that more should wait."""
+        return self._last is None and len(self._logprobs) >= self._max_unread
+
+    @property
     def num_outstanding(self) -> int:
         """Tokens that may still come."""
         return self.request.max_new_tokens - len(self.token_ids)
@@ -182,13 +198,22 @@ class TokenStream:
         self._arrival.set()
         self._on_close()
 
-    def _output(self, logprob: float) -> TokenOutput:
-        index, self._num_read = self._num_read, self._num_read + 1
+    def _take(self) -> list[TokenOutput]:
+        """The next ones that are not read."""
+        outputs = [self._output(place) for place in range(min(len(self._logprobs), self._max_outputs))]
+        self._num_read += len(outputs)
+        del self._logprobs[: len(outputs)]
+        del self._top_ids[: len(outputs) * self._num_top]
+        del self._top_logprobs[: len(outputs) * self._num_top]
+        return outputs
+
+    def _output(self, place: int) -> TokenOutput:
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, ()  # they come with the first token
+        its_top = slice(place * self._num_top, (place + 1) * self._num_top)
         return TokenOutput(
-            token_id=self.token_ids[index],
-            logprob=logprob,
-            top=_decode_top(self._tops.popleft()) if self._tops else (),
+            token_id=self.token_ids[self._num_read + place],
+            logprob=self._logprobs[place],
+            top=tuple(zip(self._top_ids[its_top], self._top_logprobs[its_top], strict=True)),
             prompt_logprobs=prompt_logprobs,
             timings=self._timings,
         )

@@ -69,6 +69,18 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     num_accepted_tokens: int = 0  # guesses that were right
     num_restarts: int = 0  # of its worker
 
+    def after(self, past: EngineStats) -> EngineStats:
+        """The same, with what the engines before it had counted."""
+        return msgspec.structs.replace(
+            self,
+            num_steps=past.num_steps + self.num_steps,
+            num_step_tokens=past.num_step_tokens + self.num_step_tokens,
+            num_preemptions=past.num_preemptions + self.num_preemptions,
+            num_draft_tokens=past.num_draft_tokens + self.num_draft_tokens,
+            num_accepted_tokens=past.num_accepted_tokens + self.num_accepted_tokens,
+            num_restarts=past.num_restarts,
+        )
+
 
 class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     """One token of one generation, or its end. The last output of a stream has a `finish_reason`.
@@ -78,6 +90,7 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     token_id: int | None
+    index: int = 0  # of the token in its answer
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
     prompt_logprobs: tuple[float, ...] = ()  # with the first token, if asked: of prompt_ids[1:], in order

@@ -218,12 +218,14 @@ class Scheduler:
             sequence.first_token_s = now_s
             prompt_logprobs = tuple(sequence.prompt_logprobs)
             self._let_follow(sequence.id)
+        index = sequence.num_generated_tokens
         sequence.token_ids.append(token.token_id)
         finish_reason = _finish_reason(sequence, token.token_id)
         if finish_reason is not None:
             self._finish(sequence)
         return TokenOutput(
             token_id=token.token_id,
+            index=index,
             logprob=token.logprob,
             top=token.top,
             prompt_logprobs=prompt_logprobs,

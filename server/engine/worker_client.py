@@ -2,7 +2,7 @@
 
 All that a stream is lies here: its request and the ids that came. A worker that dies or hangs is replaced,
 and its streams are handed to the next one, which goes on where they were: with the same bits, so that nobody
-notices.
+notices. In the same way a stream whose reader is far behind is taken from the engine, and given back later.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -21,21 +21,12 @@ from server.engine.frames import Abort, Event, Loading, Logged, Ready, Refused, 
 from server.engine.quarantine import Quarantine
 from server.engine.request import EngineStats, GenerationRequest, TokenOutput, choices_of
 from server.engine.speed import Speed
-from server.engine.watchdog import LOOK_S, Watchdog
+from server.engine.watchdog import LOOK_S, Patience, Watchdog, activity_of
 from server.engine.worker_process import WorkerProcess
 
 logger = logging.getLogger("verbatim.engine")
 
 _LOAD_SILENCE_S = 120.0  # between two tensors of a slow disk
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a silent worker is waited for, and how many in a row may die before a token comes."""
-
-    watchdog_s: float = 8.0
-    max_deaths: int = 5
-    first_pause_s: float = 0.5  # before the third worker; twice as long before each after that
 
 
 class WorkerClient:
@@ -62,6 +53,9 @@ class WorkerClient:
         self._past = EngineStats()  # what the workers before this one had counted
         self._speed = Speed()
         self._streams: dict[int, TokenStream] = {}
+        self._paused: set[int] = (
+            set()
+        )  # those of them that the worker does not have: their readers are behind
         self._quarantine = Quarantine()
         self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0
@@ -79,16 +73,8 @@ class WorkerClient:
 
     def stats(self) -> EngineStats:
         """The engine's last snapshot; its counts go on from one worker to the next."""
-        now, past = self._stats, self._past
-        return msgspec.structs.replace(
-            now,
-            num_steps=past.num_steps + now.num_steps,
-            num_step_tokens=past.num_step_tokens + now.num_step_tokens,
-            num_preemptions=past.num_preemptions + now.num_preemptions,
-            num_draft_tokens=past.num_draft_tokens + now.num_draft_tokens,
-            num_accepted_tokens=past.num_accepted_tokens + now.num_accepted_tokens,
-            num_restarts=past.num_restarts,
-        )
+        now = self._stats.after(self._past)
+        return msgspec.structs.replace(now, num_waiting=now.num_waiting + len(self._paused))
 
     def status(self) -> EngineStatus:
         """What is known here; the worker is not asked."""
@@ -135,7 +121,7 @@ class WorkerClient:
 
     def end_streams(self, reason: str) -> None:
         """End every stream with an error."""
-        streams, self._streams = self._streams, {}
+        streams, self._streams, self._paused = self._streams, {}, set()
         for stream in streams.values():
             stream.put(TokenOutput(token_id=None, finish_reason="error", error=reason))
 
@@ -149,16 +135,23 @@ class WorkerClient:
 
     def _submit(self, request: GenerationRequest) -> TokenStream:
         self._last_id = sequence_id = self._last_id + 1
-        stream = TokenStream(request, lambda: self._let_go(sequence_id))
+        stream = TokenStream(request, partial(self._let_go, sequence_id), partial(self._go_on, sequence_id))
         self._hand_over(sequence_id, stream)  # first: if it cannot be sent, it holds no place
         self._streams[sequence_id] = stream
         return stream
 
     def _let_go(self, sequence_id: int) -> None:
         if self._streams.pop(sequence_id, None) is not None:
+            self._paused.discard(sequence_id)
             self._clear(sequence_id)
             if self._state == "ready":
                 self._worker.send(Abort(sequence_id))
+
+    def _go_on(self, sequence_id: int) -> None:
+        if sequence_id in self._paused:
+            self._paused.remove(sequence_id)
+            if self._state == "ready":
+                self._hand_over(sequence_id, self._streams[sequence_id])
 
     # ---- one worker after another -------------------------------------------------------------------------
 
@@ -184,11 +177,11 @@ class WorkerClient:
 
     async def _watch(self) -> None:
         """Kill a worker that is silent over its work. Its end of the socket closes, and the rest follows."""
-        watchdog = Watchdog()
+        watchdog = Watchdog(partial(activity_of, self._worker.pid))
         while True:
             await asyncio.sleep(LOOK_S)
             limit_s = self.patience.watchdog_s if self._state == "ready" else _LOAD_SILENCE_S
-            if self._state == "ready" and not self._streams:
+            if self._state == "ready" and len(self._streams) == len(self._paused):
                 watchdog.rest()
             elif watchdog.is_overdue(self._worker.heartbeat.last_beat_s(), limit_s):
                 logger.error("the engine worker has been silent for over %g s: it is killed", limit_s)
@@ -208,7 +201,9 @@ class WorkerClient:
         self._num_deaths += 1
         logger.error("%s (%d in a row); streams under way: %d", how, self._num_deaths, len(self._streams))
         if was_ready:
-            self._condemn(self._quarantine.died([i for i in step_ids if i in self._streams]))
+            self._condemn(
+                self._quarantine.died([i for i in step_ids if i in self._streams and i not in self._paused])
+            )
         if self._num_deaths >= self.patience.max_deaths:
             logger.error("%d engine workers died in a row: no other is started", self._num_deaths)
             self._end("the engine is down", "the engine failed while generating")
@@ -242,7 +237,7 @@ class WorkerClient:
             logger.info("the engine is back; streams under way: %d", len(self._streams))
         self._state = "ready"
         for sequence_id, stream in self._streams.items():
-            if sequence_id not in self._quarantine:
+            if sequence_id not in self._quarantine and sequence_id not in self._paused:
                 self._hand_over(sequence_id, stream)
         self._try_next()
         self._settled.set()
@@ -284,10 +279,17 @@ class WorkerClient:
         stream = self._streams.get(sequence_id)  # None: let go of, while this was on its way
         if stream is None:
             return
+        if output.token_id is not None and output.index < len(stream.token_ids):
+            return  # it was on its way when the stream was paused, and came, and now comes again
         self._num_deaths = 0
         if output.finish_reason is not None:
             del self._streams[sequence_id]
+            self._paused.discard(sequence_id)
         stream.put(output)
+        if stream.is_behind and sequence_id not in self._paused:
+            # Its reader is far behind: its place and its blocks are for others until it has caught up.
+            self._paused.add(sequence_id)
+            self._worker.send(Abort(sequence_id))
         self._clear(sequence_id)
 
     def _end(self, state: str, reason: str) -> None:

@@ -20,7 +20,8 @@ from server.engine.client import EngineOverloaded, EngineUnavailable, TokenStrea
 from server.engine.frames import WorkerConfig
 from server.engine.request import GenerationRequest, TokenOutput
 from server.engine.speed import Speed
-from server.engine.worker_client import Patience, WorkerClient
+from server.engine.watchdog import Patience
+from server.engine.worker_client import WorkerClient
 from tests.model.folders import write_folder
 
 
@@ -128,7 +129,7 @@ def test_a_reader_that_waits_gets_everything_in_few_pieces(folder: Path) -> None
             assert await collect(stream) == []
             many = client.submit(request(max_new_tokens=200))
             await until(lambda: many.num_outstanding == 0)
-            assert [len(outputs) async for outputs in many] == [64, 64, 64, 8]
+            assert [len(outputs) async for outputs in many] == [32] * 6 + [8]
 
     run(scenario)
 
@@ -223,6 +224,96 @@ def test_a_stream_that_is_closed_while_the_worker_is_down_is_gone(folder: Path) 
             await until(lambda: client.status().is_ready)
             assert len(await collect(client.submit(request()))) == 20
             assert client.stats().num_running == 0
+
+    run(scenario)
+
+
+def with_alternatives(max_new_tokens: int) -> GenerationRequest:
+    """A stream that is paused when 120 of its tokens are not read."""
+    sampling = SamplingParams(seed=1, top_n_tokens=5)
+    return msgspec.structs.replace(request(max_new_tokens=max_new_tokens), sampling=sampling)
+
+
+async def until_paused(client: WorkerClient, stream: TokenStream) -> None:
+    await until(lambda: stream.is_behind and client.stats().num_running == 0)
+    assert client.stats().num_waiting == 1
+    assert client.stats().num_free_blocks == client.stats().num_blocks
+
+
+def test_a_reader_that_is_far_behind_holds_no_place_and_loses_nothing(folder: Path) -> None:
+    async def scenario() -> None:
+        async with ready_client(folder, patience=Patience(watchdog_s=0.5)) as client:
+            expected = await collect(client.submit(with_alternatives(400)))
+            stream = client.submit(with_alternatives(400))
+            await until_paused(client, stream)
+            await asyncio.sleep(1.0)  # a worker that has none but paused streams may be silent
+            assert 120 <= len(stream.token_ids) < 135, "it stops, but for what was on its way"
+            seen: list[TokenOutput] = []
+            while len(seen) < 100:
+                seen += await anext(stream)
+            await until_paused(client, stream)
+            assert len(stream.token_ids) > 200, "it goes on for who has caught up"
+            seen += await collect(stream)
+            assert bits(seen) == bits(expected)
+            assert [output.top for output in seen] == [output.top for output in expected]
+            assert client.stats().num_restarts == 0
+
+    run(scenario)
+
+
+def test_a_reader_that_reads_while_its_last_tokens_are_on_their_way_gets_none_twice(folder: Path) -> None:
+    async def scenario() -> None:
+        async with ready_client(folder) as client:
+            expected = bits(await collect(client.submit(with_alternatives(300))))
+            stream = client.submit(with_alternatives(300))
+            seen: list[TokenOutput] = []
+            put, must_read = stream.put, asyncio.Event()
+
+            def put_and_wake(output: TokenOutput) -> None:
+                put(output)
+                if stream.is_behind or output.finish_reason:
+                    must_read.set()  # before the socket is read again
+
+            stream.put = put_and_wake  # type: ignore[method-assign]
+            await must_read.wait()
+            async for outputs in stream:
+                seen += outputs
+                if stream.num_outstanding and len(stream.token_ids) - len(seen) <= 60:  # it goes on by now
+                    must_read.clear()
+                    await must_read.wait()
+            assert bits(seen) == expected
+
+    run(scenario)
+
+
+def test_a_paused_stream_survives_a_death_and_a_drain(folder: Path) -> None:
+    async def scenario() -> None:
+        async with ready_client(folder) as client:
+            expected = bits(await collect(client.submit(with_alternatives(300))))
+            stream = client.submit(with_alternatives(300))
+            await until_paused(client, stream)
+            os.kill(client.worker_pid, signal.SIGKILL)
+            await until(lambda: client.stats().num_restarts == 1 and client.status().is_ready)
+            assert client.stats().num_running == 0
+            client.drain()
+            idle = asyncio.create_task(client.wait_until_idle())
+            assert bits(await collect(stream)) == expected
+            await idle
+
+    run(scenario)
+
+
+def test_a_paused_stream_that_is_closed_is_gone(folder: Path) -> None:
+    async def scenario() -> None:
+        async with ready_client(folder, max_waiting=0) as client:
+            streams = [client.submit(with_alternatives(4000)) for _ in range(4)]
+            await until(lambda: client.stats().num_waiting == 4)
+            with pytest.raises(EngineOverloaded):
+                client.submit(request())
+            for stream in streams:
+                stream.close()
+            assert client.stats().num_waiting == 0
+            assert len(await collect(client.submit(request()))) == 20
 
     run(scenario)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from server.engine.quarantine import Quarantine
-from server.engine.watchdog import LOOK_S, Watchdog
 
 
 def test_after_one_death_nobody_is_held_back() -> None:
@@ -77,26 +76,3 @@ def test_an_innocent_on_trial_is_tried_again_without_the_one_that_ran_beside_it(
     assert quarantine.next_trial() == 1
     quarantine.clear(1)
     assert quarantine.next_trial() == 2
-
-
-def test_silence_counts_since_the_last_beat_and_since_work() -> None:
-    now_s = 100.0
-    watchdog = Watchdog(lambda: now_s)
-
-    def wait(duration_s: float) -> None:
-        nonlocal now_s
-        for _ in range(round(duration_s / LOOK_S)):
-            now_s += LOOK_S
-            assert not watchdog.is_overdue(last_beat_s, 8.0)
-
-    last_beat_s = 0.0
-    wait(8)
-    now_s += LOOK_S
-    assert watchdog.is_overdue(last_beat_s, 8.0)
-    last_beat_s = now_s
-    wait(8)
-    watchdog.rest()
-    wait(8)
-    now_s += 60.0
-    assert not watchdog.is_overdue(last_beat_s, 8.0), "the one who looks was held up as well"
-    wait(8)
