@@ -133,7 +133,7 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
             series = await metrics(server.url)
             num = sum(value for name, value in series.items() if name.startswith(DROPPED))
             dropped_s.extend([time.perf_counter() - began_s] * (int(num) - len(dropped_s)))
-            return beside.done() and len(dropped_s) == num_readers
+            return beside.done() and len(dropped_s) >= num_readers
 
         async with loading(arena, server.url) as load:
             beside = asyncio.create_task(load.closed(good, NUM_GOOD, arena.seconds(300, 4)))
@@ -152,7 +152,7 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
         f"{kind}: others' gap ms p99": percentile_ms(load.tally.gap_s, 99),
         f"{kind}: without them": alone_ms,
     }
-    finding.expect(len(dropped_s) == num_readers, f"{kind}: not all were dropped")
+    finding.expect(len(dropped_s) >= num_readers, f"{kind}: not all were dropped")
     finding.expect_fast(kib_each <= 64, f"{kind}: a slow reader costs over 64 KiB")
 
 

@@ -39,6 +39,7 @@ def place() -> Iterator[Arena]:
         yield it
 
 
+@pytest.mark.timeout(180)  # they wait for deadlines, and for processes that start beside another test
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_the_row_holds(place: Arena, row: Row) -> None:
     finding = uvloop.run(row(place))
