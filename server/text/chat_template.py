@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.text.links import stay_inside
 from server.text.tokenizer_config import read_json
 
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -54,7 +55,7 @@ def find_templates(folder: Path) -> dict[str, Source]:
     files = {DEFAULT: folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
     files |= {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     if files:
-        return {name: Source(path, _read_text(path)) for name, path in files.items()}
+        return {name: Source(path, _read_text(path, folder)) for name, path in files.items()}
     for path in (folder / "tokenizer_config.json", folder / "chat_template.json"):
         held = read_json(path).get("chat_template") if path.is_file() else None
         if held is not None:
@@ -207,11 +208,12 @@ class ChatTemplate:
         return f"the chat template ends its process, with status {status}"
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, folder: Path) -> str:
     try:
+        target = stay_inside(path, folder)
         if (size := path.stat().st_size) > _MAX_SOURCE_BYTES:
             raise ValueError(f"it has {size} bytes, at most {_MAX_SOURCE_BYTES} are read")
-        return path.read_text(encoding="utf-8")
+        return target.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
 

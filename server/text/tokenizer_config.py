@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from server.text.links import stay_inside
+
 ROLES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
     "additional_special_tokens",
@@ -116,7 +118,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object from a file; raises `ValueError` naming the file and the cause."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(stay_inside(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
     if not isinstance(data, dict):

@@ -18,6 +18,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from server.text.links import stay_inside
 from server.text.sentencepiece_model import Model as SentencePieceModel
 from server.text.sentencepiece_model import build as build_sentencepiece
 from server.text.sentencepiece_model import merges_of
@@ -123,7 +124,7 @@ def _find(folder: Path, config: TokenizerConfig) -> tuple[Path, _Reader]:
 
 
 def _read(path: Path) -> bytes:
-    data = path.read_bytes()
+    data = stay_inside(path).read_bytes()
     if data.startswith(_GIT_LFS):
         raise ValueError("it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
     return data
