@@ -36,6 +36,9 @@ _ARGUMENTS: dict[str, list[type]] = {
     "attend": [_POINTER] * 6 + [_INT64] * 2,
 }
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
+_MIXED = frozenset(
+    {"linear_int8", "linear_packed", "rotate", "attend"}
+)  # take more than one dtype, on purpose
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 
@@ -116,9 +119,10 @@ class Kernels:
     def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool) -> Tensor:
         """The first numbers of each head turned by pairs, in float32.
 
-        heads: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, num_pairs], float32 -> like heads.
+        heads: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, num_pairs] -> like heads.
         """
         out = torch.empty_like(heads)
+        cos, sin = cos.float(), sin.float()
         self._call("rotate", heads, cos, sin, out, is_interleaved, *heads.shape, cos.shape[-1])
         return out
 
@@ -135,7 +139,12 @@ class Kernels:
         return out
 
     def _call(self, name: str, x: Tensor, *arguments: Tensor | float | None) -> None:
-        """Call a kernel for x's dtype. Tensors must be contiguous."""
+        """Call a kernel for x's dtype. Raises `TypeError` for a tensor that it would misread."""
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        if not all(each.is_contiguous() for each in (x, *tensors)):
+            raise TypeError(f"{name}: a tensor is not contiguous")
+        if name not in _MIXED and any(each.dtype is not x.dtype for each in tensors):
+            raise TypeError(f"{name}: dtypes are {[each.dtype for each in (x, *tensors)]}, must be one")
         function = self._functions[name, x.dtype]
         function(x.data_ptr(), *(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
 

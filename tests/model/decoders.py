@@ -16,6 +16,7 @@ from model.decoder import Decoder
 from model.families._rotary import frequencies
 from model.interface import StepItem
 from model.kernels.attention import make_attend
+from model.kernels.library import NO_PATH, open_library
 from model.kv_cache import BLOCK_SIZE, KVCache
 
 T = TypeVar("T")
@@ -171,8 +172,13 @@ def experts(draw: st.DrawFn) -> Experts:
     )
 
 
-def random_decoder(config: DecoderConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> Decoder:
-    """A decoder whose weights are neither tiny nor alike: norms around one, the rest normal."""
+def random_decoder(
+    config: DecoderConfig, dtype: torch.dtype = torch.float32, seed: int = 0, path: str = NO_PATH
+) -> Decoder:
+    """A decoder whose weights are neither tiny nor alike: norms around one, the rest normal.
+
+    path: of the native kernels that it computes with.
+    """
     generator = torch.Generator().manual_seed(seed)
     decoder = Decoder(config)
     for name, parameter in decoder.named_parameters():
@@ -181,6 +187,7 @@ def random_decoder(config: DecoderConfig, dtype: torch.dtype = torch.float32, se
         centre = 1.0 - config.norm_offset * (config.norm == "rms_norm") if is_norm else 0.0
         with torch.no_grad():
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
+    decoder.use(open_library(path))
     return decoder.to(dtype).eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from model.config import DecoderConfig
 from model.decoder import Decoder
 from tests.model import reference
 from tests.model.decoders import DOCUMENT, GPT2_LIKE, LLAMA_LIKE, configs, random_decoder, random_ids, whole
+from tests.model.kernels.paths import ON_AND_OFF
 
 
 def reference_logits(decoder: Decoder, token_ids: list[int]) -> reference.Array:
@@ -43,25 +44,30 @@ NAMED = {
 }
 
 
+@ON_AND_OFF
 @pytest.mark.parametrize("config", NAMED.values(), ids=NAMED.keys())
-def test_logits_equal_the_formulas(config: DecoderConfig) -> None:
-    decoder = random_decoder(config)
+def test_logits_equal_the_formulas(path: str, config: DecoderConfig) -> None:
+    decoder = random_decoder(config, path=path)
     token_ids = random_ids(150, config.vocab_size, seed=3)
     assert relative_error(whole(decoder, token_ids), reference_logits(decoder, token_ids)) <= 1e-5
 
 
+@ON_AND_OFF
 @given(configs(), st.integers(1, 80), st.integers(0, 2**31))
 @settings(max_examples=40)
-def test_logits_equal_the_formulas_for_any_shape(config: DecoderConfig, length: int, seed: int) -> None:
-    decoder = random_decoder(config, seed=seed)
+def test_logits_equal_the_formulas_for_any_shape(
+    path: str, config: DecoderConfig, length: int, seed: int
+) -> None:
+    decoder = random_decoder(config, seed=seed, path=path)
     token_ids = random_ids(length, config.vocab_size, seed)
     assert relative_error(whole(decoder, token_ids), reference_logits(decoder, token_ids)) <= 1e-5
 
 
+@ON_AND_OFF
 @pytest.mark.parametrize("config", [DOCUMENT, LLAMA_LIKE], ids=["document", "llama like"])
-def test_bfloat16_is_as_close_as_its_digits_allow(config: DecoderConfig) -> None:
+def test_bfloat16_is_as_close_as_its_digits_allow(path: str, config: DecoderConfig) -> None:
     """bfloat16 keeps 8 bits: each of some 20 roundings in a row costs up to 2^-9 of the value."""
-    decoder = random_decoder(config, torch.bfloat16)
+    decoder = random_decoder(config, torch.bfloat16, path=path)
     token_ids = random_ids(60, config.vocab_size, seed=3)
     assert relative_error(whole(decoder, token_ids), reference_logits(decoder, token_ids)) <= 0.03
 

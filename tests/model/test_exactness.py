@@ -27,6 +27,7 @@ from tests.model.decoders import (
     random_ids,
     whole,
 )
+from tests.model.kernels.paths import ON_AND_OFF
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 NAMED = pytest.mark.parametrize(
@@ -42,35 +43,38 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.equal(actual.view(torch.int32), expected.view(torch.int32))
 
 
+@ON_AND_OFF
 @NAMED
 @FORMATS
-def test_token_by_token_equals_all_at_once(config: DecoderConfig, dtype: torch.dtype) -> None:
-    decoder = random_decoder(config, dtype)
+def test_token_by_token_equals_all_at_once(path: str, config: DecoderConfig, dtype: torch.dtype) -> None:
+    decoder = random_decoder(config, dtype, path=path)
     token_ids = random_ids(140, config.vocab_size, seed=5)
     stepper = Stepper(decoder, 1)
     rows = [stepper.step([(0, position, [token_id])])[0] for position, token_id in enumerate(token_ids)]
     assert_same_bits(torch.cat(rows), whole(decoder, token_ids))
 
 
+@ON_AND_OFF
 @given(
     configs(), DTYPES, st.integers(1, 190), st.lists(st.integers(1, 70), max_size=8), st.integers(0, 2**31)
 )
 @settings(max_examples=40)
 def test_any_chunking_gives_the_same_bits(
-    config: DecoderConfig, dtype: torch.dtype, length: int, lengths: list[int], seed: int
+    path: str, config: DecoderConfig, dtype: torch.dtype, length: int, lengths: list[int], seed: int
 ) -> None:
-    decoder = random_decoder(config, dtype, seed)
+    decoder = random_decoder(config, dtype, seed, path=path)
     token_ids = random_ids(length, config.vocab_size, seed)
     stepper = Stepper(decoder, 1)
     rows = [stepper.step([(0, start, piece)])[0] for start, piece in cut(token_ids, lengths)]
     assert_same_bits(torch.cat(rows), whole(decoder, token_ids))
 
 
+@ON_AND_OFF
 @NAMED
 @FORMATS
-def test_alone_equals_among_31_others(config: DecoderConfig, dtype: torch.dtype) -> None:
+def test_alone_equals_among_31_others(path: str, config: DecoderConfig, dtype: torch.dtype) -> None:
     """32 ragged sequences, first their prompts and then ten tokens each, in steps that hold them all."""
-    decoder = random_decoder(config, dtype)
+    decoder = random_decoder(config, dtype, path=path)
     sequences = [random_ids(11 + 5 * i, config.vocab_size, seed=i) for i in range(32)]
     stepper = Stepper(decoder, 32)
     steps = [stepper.step([(i, 0, ids[:-10]) for i, ids in enumerate(sequences)])]
@@ -80,6 +84,7 @@ def test_alone_equals_among_31_others(config: DecoderConfig, dtype: torch.dtype)
         assert_same_bits(torch.cat([step[i] for step in steps]), whole(decoder, ids))
 
 
+@ON_AND_OFF
 @given(
     configs(),
     DTYPES,
@@ -91,6 +96,7 @@ def test_alone_equals_among_31_others(config: DecoderConfig, dtype: torch.dtype)
 )
 @settings(max_examples=30)
 def test_any_mixture_of_chunks_gives_the_same_bits(
+    path: str,
     config: DecoderConfig,
     dtype: torch.dtype,
     wishes: list[tuple[int, list[int]]],
@@ -98,7 +104,7 @@ def test_any_mixture_of_chunks_gives_the_same_bits(
     random: Random,
 ) -> None:
     """Sequences in pieces, each step a random choice of them, with attention in groups of any size."""
-    decoder = random_decoder(config, dtype)
+    decoder = random_decoder(config, dtype, path=path)
     sequences = [random_ids(length, config.vocab_size, seed) for seed, (length, _) in enumerate(wishes)]
     left = {i: cut(ids, wishes[i][1]) for i, ids in enumerate(sequences)}
     rows: dict[int, list[torch.Tensor]] = {i: [] for i in left}
@@ -111,11 +117,12 @@ def test_any_mixture_of_chunks_gives_the_same_bits(
         assert_same_bits(torch.cat(rows[i]), whole(decoder, ids))
 
 
+@ON_AND_OFF
 @NAMED
 @FORMATS
-def test_no_position_sees_a_later_one(config: DecoderConfig, dtype: torch.dtype) -> None:
+def test_no_position_sees_a_later_one(path: str, config: DecoderConfig, dtype: torch.dtype) -> None:
     """Change everything from some position on: the bits before it stay."""
-    decoder = random_decoder(config, dtype)
+    decoder = random_decoder(config, dtype, path=path)
     token_ids = random_ids(150, config.vocab_size, seed=7)
     expected = whole(decoder, token_ids)
     for position in (1, 2, 63, 64, 65, 149):
@@ -125,9 +132,10 @@ def test_no_position_sees_a_later_one(config: DecoderConfig, dtype: torch.dtype)
         assert not torch.equal(actual[position:], expected[position:])
 
 
-def test_what_a_block_held_before_changes_nothing() -> None:
+@ON_AND_OFF
+def test_what_a_block_held_before_changes_nothing(path: str) -> None:
     """Blocks come from sequences that ended, and one that failed may have left NaN in them."""
-    decoder = random_decoder(DOCUMENT)
+    decoder = random_decoder(DOCUMENT, path=path)
     token_ids = random_ids(70, DOCUMENT.vocab_size, seed=9)
     stepper = Stepper(decoder, 1)
     stepper.cache.keys.fill_(torch.nan)
@@ -135,10 +143,13 @@ def test_what_a_block_held_before_changes_nothing() -> None:
     assert_same_bits(stepper.step([(0, 0, token_ids)])[0], whole(decoder, token_ids))
 
 
+@ON_AND_OFF
 @NAMED
 @FORMATS
-def test_the_bits_do_not_depend_on_the_number_of_threads(config: DecoderConfig, dtype: torch.dtype) -> None:
-    decoder = random_decoder(config, dtype)
+def test_the_bits_do_not_depend_on_the_number_of_threads(
+    path: str, config: DecoderConfig, dtype: torch.dtype
+) -> None:
+    decoder = random_decoder(config, dtype, path=path)
     token_ids = random_ids(100, config.vocab_size, seed=4)
     before = torch.get_num_threads()
     try:
@@ -200,11 +211,12 @@ def test_rms_norm_of_a_row_is_the_same_in_any_place(dtype: torch.dtype) -> None:
                 assert torch.equal(norm(x)[num_rows // 2], expected[0])
 
 
+@ON_AND_OFF
 @FORMATS
-def test_whom_a_token_shares_its_experts_with_changes_nothing(dtype: torch.dtype) -> None:
+def test_whom_a_token_shares_its_experts_with_changes_nothing(path: str, dtype: torch.dtype) -> None:
     """Each row of a mixture by itself, and among others of which most go to the same expert."""
     assert EVERYTHING_ELSE.experts is not None
-    mixture = random_decoder(EVERYTHING_ELSE, dtype).get_submodule("layers.0.feed_forward")
+    mixture = random_decoder(EVERYTHING_ELSE, dtype, path=path).get_submodule("layers.0.feed_forward")
     generator = torch.Generator().manual_seed(0)
     alike = torch.randn(1, EVERYTHING_ELSE.hidden_size, generator=generator).to(dtype).repeat(40, 1)
     others = torch.randn(23, EVERYTHING_ELSE.hidden_size, generator=generator).to(dtype)

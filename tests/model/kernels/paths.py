@@ -12,6 +12,8 @@ AVAILABLE = available_paths()
 PATHS = pytest.mark.parametrize(
     "path", [pytest.param(NO_PATH), *(pytest.param(path) for path in AVAILABLE)]
 )  # plain torch among them
+# Plain torch, and the fastest path: what a machine serves without and with a compiler.
+ON_AND_OFF = pytest.mark.parametrize("path", [NO_PATH, *AVAILABLE[:1]])
 EACH = pytest.mark.parametrize(
     "kernels",
     [pytest.param(path, id=path) for path in AVAILABLE]

@@ -101,3 +101,12 @@ def test_extremes_stay_in_their_row(kernels: Kernels, dtype: torch.dtype) -> Non
     # The processors' instructions for bfloat16 take denormals, and give them, as 0.
     are_lost = dtype == torch.bfloat16 and kernels.path in ("avx512_bf16", "amx")
     assert product == (0.0 if are_lost else 2.0**-127)
+
+
+@EACH
+def test_what_a_kernel_would_misread_is_refused(kernels: Kernels) -> None:
+    x, weight = torch.zeros(4, 6), torch.zeros(5, 6)
+    with pytest.raises(TypeError, match="must be one"):
+        kernels.linear(x, weight.bfloat16(), None)
+    with pytest.raises(TypeError, match="not contiguous"):
+        kernels.linear(x, torch.zeros(6, 5).t(), None)
