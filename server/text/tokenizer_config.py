@@ -93,8 +93,8 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     """Read tokenizer_config.json, special_tokens_map.json, added_tokens.json; raises `ValueError`."""
     path = folder / "tokenizer_config.json"
     fields = read_json(path) if path.is_file() else {}
+    kind = _kind(folder, fields)
     try:
-        kind = _kind(folder, fields)
         roles: dict[str, Any] = dict(_OF_CLASS.get(kind, {}))
         roles |= {role: fields[role] for role in ROLES if role in fields}
         extra = fields.get("extra_special_tokens") or {}
@@ -118,7 +118,11 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object from a file; raises `ValueError` naming the file and the cause."""
     try:
-        data = json.loads(stay_inside(path).read_bytes())
+        target = stay_inside(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error  # in the loader's words
+    try:
+        data = json.loads(target.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
     if not isinstance(data, dict):
