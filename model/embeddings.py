@@ -124,10 +124,8 @@ class RotaryTable(nn.Module):
 
     def forward(self, positions: Tensor) -> Rotate:
         """How to turn rows at these positions. The turning is computed in float32, and keeps the dtype."""
-        cos, sin = (
-            self.cos[positions].unsqueeze(1),
-            self.sin[positions].unsqueeze(1),
-        )  # [num_tokens, 1, num_pairs]
+        # [num_tokens, 1, num_pairs]
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         size = 2 * cos.shape[-1]
 
         def rotate(heads: Tensor) -> Tensor:

@@ -140,13 +140,17 @@ class Kernels:
 
     def _call(self, name: str, x: Tensor, *arguments: Tensor | float | None) -> None:
         """Call a kernel for x's dtype. Raises `TypeError` for a tensor that it would misread."""
-        tensors = [each for each in arguments if isinstance(each, Tensor)]
-        if not all(each.is_contiguous() for each in (x, *tensors)):
-            raise TypeError(f"{name}: a tensor is not contiguous")
-        if name not in _MIXED and any(each.dtype is not x.dtype for each in tensors):
-            raise TypeError(f"{name}: dtypes are {[each.dtype for each in (x, *tensors)]}, must be one")
-        function = self._functions[name, x.dtype]
-        function(x.data_ptr(), *(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
+        passed: list[float | None] = []
+        for each in (x, *arguments):
+            if not isinstance(each, Tensor):
+                passed.append(each)
+                continue
+            if not each.is_contiguous():
+                raise TypeError(f"{name}: a tensor is not contiguous")
+            if each.dtype is not x.dtype and name not in _MIXED:
+                raise TypeError(f"{name}: dtypes are {x.dtype} and {each.dtype}, must be one")
+            passed.append(each.data_ptr())
+        self._functions[name, x.dtype](*passed)
 
 
 def available_paths() -> list[str]:

@@ -53,9 +53,8 @@ class WorkerClient:
         self._past = EngineStats()  # what the workers before this one had counted
         self._speed = Speed()
         self._streams: dict[int, TokenStream] = {}
-        self._paused: set[int] = (
-            set()
-        )  # those of them that the worker does not have: their readers are behind
+        # Those of them that the worker does not have: their readers are behind.
+        self._paused: set[int] = set()
         self._quarantine = Quarantine()
         self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from model.kernels.library import NO_PATH, PATHS
 from server.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 
 
@@ -80,3 +82,8 @@ def test_every_knob_says_why_and_has_a_default(name: str) -> None:
     assert "\n" not in field.description
     assert not field.is_required()
     assert ENV_PREFIX == "VERBATIM_"
+
+
+def test_every_path_of_kernels_can_be_chosen_and_no_other() -> None:
+    """The list stands twice, since the server does not import the model."""
+    assert get_args(Settings.model_fields["kernels"].annotation) == ("auto", *PATHS, NO_PATH)
