@@ -18,7 +18,14 @@ from model.feed_forward import FeedForward
 from model.kernels.library import Kernels
 from model.linear import Linear
 from model.mixture_of_experts import MixtureOfExperts
-from model.norms import add_and_norm_post, add_and_norm_pre, make_input_norm, make_norm, make_output_norm
+from model.norms import (
+    Add,
+    add_and_norm_post,
+    add_and_norm_pre,
+    make_input_norm,
+    make_norm,
+    make_output_norm,
+)
 
 
 class DecoderLayer(nn.Module):
@@ -33,18 +40,20 @@ class DecoderLayer(nn.Module):
         self.feed_forward = MixtureOfExperts(config, experts) if experts else FeedForward(config)
         self.feed_forward_norm = self.attention_norm if config.is_norm_shared else make_input_norm(config)
         self.feed_forward_output_norm = make_output_norm(config)
+        self.add = Add(config)
         self.add_and_norm = add_and_norm_post if config.norm_placement == "post" else add_and_norm_pre
         self.is_parallel = config.is_parallel
 
     def forward(self, x: Tensor, rotate: Rotate, attend: Attend) -> Tensor:
         """x: [num_tokens, hidden_size] -> the same shape."""
         attention = partial(self.attention, rotate=rotate, attend=attend)
-        attended = self.add_and_norm(x, attention, self.attention_norm, self.attention_output_norm)
+        attended = self.add_and_norm(x, attention, self.attention_norm, self.attention_output_norm, self.add)
         if self.is_parallel:  # both sub-layers see x (Wang & Komatsuzaki 2021)
-            fed: Tensor = self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x)))
-            return attended + fed
+            fed = self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x)))
+            joined: Tensor = self.add(attended, fed)
+            return joined
         return self.add_and_norm(
-            attended, self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm
+            attended, self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm, self.add
         )
 
 
@@ -73,13 +82,16 @@ class Decoder(nn.Module):
             if hasattr(module, "kernels"):
                 setattr(module, "kernels", kernels)  # noqa: B010  # which nn.Module is not known to have
 
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """What enters the first layer. token_ids, positions: [num_tokens] -> [num_tokens, hidden_size]."""
+        return self.positions.add(self.embedding(token_ids), positions)
+
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Everything up to the last linear layer.
 
         token_ids, positions: [num_tokens], integers -> [num_tokens, hidden_size].
         """
-        x: Tensor = self.embedding(token_ids)
-        x = self.positions.add(x, positions)
+        x = self.embed(token_ids, positions)
         rotations = self.positions.rotations(positions)
         for layer, rotate in zip(self.layers, rotations, strict=True):
             x = layer(x, rotate, attend)

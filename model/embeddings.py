@@ -124,13 +124,14 @@ class RotaryTable(nn.Module):
 
     def forward(self, positions: Tensor) -> Rotate:
         """How to turn rows at these positions. The turning is computed in float32, and keeps the dtype."""
+        if self.kernels is not None:
+            kernels, tables = self.kernels, (self.cos.float(), self.sin.float())
+            return lambda heads: kernels.rotate(heads, *tables, positions, self.is_interleaved)
         # [num_tokens, 1, num_pairs]
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         size = 2 * cos.shape[-1]
 
         def rotate(heads: Tensor) -> Tensor:
-            if self.kernels is not None:
-                return self.kernels.rotate(heads, cos, sin, self.is_interleaved)
             turned, rest = heads[..., :size].float(), heads[..., size:]
             if self.is_interleaved:
                 first, second = turned[..., 0::2], turned[..., 1::2]

@@ -100,16 +100,19 @@ def make_head_norm(config: DecoderConfig, num_heads: int) -> nn.Module:
     return (AllHeadsNorm if config.head_norm == "all_heads" else EachHeadNorm)(config, num_heads)
 
 
-class Scaled(nn.Module):
-    """x times a constant."""
+class Add(nn.Module):
+    """The skip connection: what a sub-layer made joins the stream, times a factor where a family has one."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.factor = factor
+        self.scale = config.residual_scale
+        self.kernels: Kernels | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return x * self.factor
+    def forward(self, x: Tensor, made: Tensor) -> Tensor:
+        """x, made: [num_tokens, hidden_size] -> the same shape."""
+        if self.kernels is not None:
+            return self.kernels.add(x, made, self.scale)
+        return x + (made if self.scale == 1.0 else made * self.scale)
 
 
 def make_input_norm(config: DecoderConfig) -> nn.Module:
@@ -118,22 +121,24 @@ def make_input_norm(config: DecoderConfig) -> nn.Module:
 
 
 def make_output_norm(config: DecoderConfig) -> nn.Module:
-    """What a sub-layer's output passes before it is added to the stream: nothing, a norm, or a factor."""
-    if config.norm_placement in ("output", "sandwich"):
-        return make_norm(config)
-    return nn.Identity() if config.residual_scale == 1.0 else Scaled(config.residual_scale)
+    """What a sub-layer's output passes before it is added to the stream: nothing, or a norm."""
+    return make_norm(config) if config.norm_placement in ("output", "sandwich") else nn.Identity()
 
 
 Sublayer = Callable[[Tensor], Tensor]
 
 
-def add_and_norm_post(x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module) -> Tensor:
+def add_and_norm_post(
+    x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module, add: Add
+) -> Tensor:
     """The document's Add & Norm: the skip connection, then the norm."""
-    normed: Tensor = norm(x + output_norm(sublayer(x)))
+    normed: Tensor = norm(add(x, output_norm(sublayer(x))))
     return normed
 
 
-def add_and_norm_pre(x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module) -> Tensor:
+def add_and_norm_pre(
+    x: Tensor, sublayer: Sublayer, norm: nn.Module, output_norm: nn.Module, add: Add
+) -> Tensor:
     """Pre-norm (Xiong et al. 2020): the sub-layer sees the normed stream; the stream itself goes on."""
-    joined: Tensor = x + output_norm(sublayer(norm(x)))
+    joined: Tensor = add(x, output_norm(sublayer(norm(x))))
     return joined

@@ -12,6 +12,7 @@ from model.counting import count_weight_bytes
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import MemoryPlan
+from model.kernels.recording import recorded_bytes
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache, padded_size
 from model.linear import ROW_BLOCK, Linear
 from model.pairs import BLOCKS_PER_TILE, QUERY_TILE
@@ -51,7 +52,7 @@ def plan_memory(
         *attention(config, dtype, device_type, max_batch_tokens, max_num_seqs),
     )  # fmt: skip
     if is_native:
-        step_bytes += kernel_bytes(decoder, max_batch_tokens)
+        step_bytes += kernel_bytes(decoder, max_batch_tokens) + recorded_bytes(config, dtype)
     else:
         packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
         step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)

@@ -22,6 +22,7 @@ from model.folder import LoadError
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
 from model.kernels.attention import make_attend
 from model.kernels.library import NO_PATH, Kernels, open_library
+from model.kernels.recording import MAX_ROWS, RecordedLayers
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
 from model.loader import ModelFolder, Progress, load, open_folder
@@ -69,6 +70,7 @@ class ModelRunner:
             layer.register_forward_pre_hook(lambda *_: on_layer())
         runner = cls(loaded.decoder, replace(prepared.info, fingerprint=loaded.fingerprint))
         reserve(prepared.info.memory.step_bytes, prepared.device)
+        runner.recorded = RecordedLayers.record(loaded.decoder, runner.cache, on_layer)
         return runner
 
     @staticmethod
@@ -83,6 +85,7 @@ class ModelRunner:
         self.sampler = Sampler()
         self.cache = KVCache(config, info.num_blocks, getattr(torch, info.dtype), self.device)
         self.max_pairs = max_pairs(config, self.device.type)
+        self.recorded: RecordedLayers | None = None
         self._info = info
 
     @property
@@ -96,7 +99,11 @@ class ModelRunner:
         config = self.decoder.config
         batch = ForwardBatch.build(items, self.device)
         attend = make_attend(batch, self.cache, config, self.decoder.kernels, self.max_pairs)
-        hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
+        if self.recorded is not None and len(batch.token_ids) <= MAX_ROWS:
+            x = self.decoder.embed(batch.token_ids, batch.positions)
+            hidden = self.recorded(x, batch.positions, attend)
+        else:
+            hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
         per_item = hidden.split([len(item.token_ids) for item in items])
 
         sampled = iter(

@@ -225,8 +225,9 @@ static inline State state_at(float* memory, int64_t num_queries, int64_t size) {
 // q, out: [num_tokens, num_heads, head_dim]; sinks: [num_heads] or null; window: how many keys a row sees, its own
 // included. -1 if there is no memory.
 template <class T>
-static int attend(const T* q, const T* k, const T* v, const float* sinks, T* out, const Step& step, int64_t layer,
-                  int64_t window) {
+static int attend(int64_t, const T* q, const T* k, const T* v, const float* sinks, T* out, const Step* of_rows,
+                  int64_t layer, int64_t window) {
+    const Step& step = *of_rows;
     int64_t group = step.num_heads / step.num_kv_heads, height = most(1, TILE_QUERIES / group), num_tiles;
     int64_t head_size = step.num_blocks * BLOCK_SIZE * step.size;
     T* keys = (T*)step.keys + layer * step.num_kv_heads * head_size;

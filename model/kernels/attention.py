@@ -76,6 +76,11 @@ class NativeAttention:
             is_alibi_rounded=config.is_alibi_rounded,
         )
 
+    def become(self, other: NativeAttention) -> None:
+        """Do what `other` would, from now on, in calls that were recorded, too."""
+        ctypes.memmove(ctypes.addressof(self._step), ctypes.addressof(other._step), ctypes.sizeof(_Step))
+        self._pointed_at, self._slopes = other._pointed_at, other._slopes
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         """Writes k and v to the cache, then looks up each row of q. All are of the cache's dtype."""
         return self.kernels.attend(

@@ -38,8 +38,8 @@ def compile_library(
     command = [compiler, *FLAGS, *flags]
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     with tempfile.TemporaryDirectory() as folder:
-        objects = [Path(folder, "probe.o")]
-        jobs = [([str(HERE / "probe.cpp")], objects[0])]
+        objects = [Path(folder, "library.o")]
+        jobs = [([str(HERE / "library.cpp")], objects[0])]
         for path, options in {"plain": (), **(X86_PATHS if is_x86 else {})}.items():
             objects.append(Path(folder, f"{path}.o"))
             jobs.append(([*options, "-fopenmp", f"-DPATH={path}", str(HERE / "path.cpp")], objects[-1]))

@@ -25,7 +25,7 @@ static void activate_row(const T* x, const T* factor, T* out, int64_t size) {
 
 // x, factor (or null), out: [rows, size]. kind: an Activation.
 template <class T>
-static int activate(const T* x, const T* factor, T* out, int32_t kind, int64_t rows, int64_t size) {
+static int activate(int64_t rows, const T* x, const T* factor, T* out, int32_t kind, int64_t size) {
     constexpr void (*KINDS[])(const T*, const T*, T*, int64_t) = {
         activate_row<T, RELU>, activate_row<T, GELU>, activate_row<T, GELU_TANH>, activate_row<T, SILU>,
         activate_row<T, QUICK_GELU>};
@@ -76,7 +76,7 @@ static void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, i
 }
 
 template <class T>
-static int layer_norm(const T* x, const T* weight, const T* bias, T* out, float eps, int64_t rows, int64_t size) {
+static int layer_norm(int64_t rows, const T* x, const T* weight, const T* bias, T* out, float eps, int64_t size) {
 #pragma omp parallel for if (rows * size > LEAST_NUMBERS)
     for (int64_t row = 0; row < rows; row++)
         layer_norm_row(x + row * size, weight, bias, out + row * size, size, eps);
@@ -97,7 +97,7 @@ static void rms_norm_row(const T* x, const T* weight, T* out, int64_t size, floa
 }
 
 template <class T>
-static int rms_norm(const T* x, const T* weight, T* out, float eps, float offset, int64_t rows, int64_t size) {
+static int rms_norm(int64_t rows, const T* x, const T* weight, T* out, float eps, float offset, int64_t size) {
 #pragma omp parallel for if (rows * size > LEAST_NUMBERS)
     for (int64_t row = 0; row < rows; row++)
         rms_norm_row(x + row * size, weight, out + row * size, size, eps, offset);
@@ -117,14 +117,33 @@ static void rotate_head(const T* x, const float* cos, const float* sin, T* out, 
     memcpy(out + 2 * pairs, x + 2 * pairs, (size - 2 * pairs) * sizeof(T));
 }
 
-// x, out: [rows, heads, size]; cos, sin: [rows, pairs].
+// x, out: [rows, heads, size]; cos, sin: [any position, pairs]; positions: [rows].
 template <class T>
-static int rotate(const T* x, const float* cos, const float* sin, T* out, bool interleaved, int64_t rows, int64_t heads,
-                  int64_t size, int64_t pairs) {
+static int rotate(int64_t rows, const T* x, const float* cos, const float* sin, const int64_t* positions, T* out,
+                  int32_t interleaved, int64_t heads, int64_t size, int64_t pairs) {
 #pragma omp parallel for if (rows * heads * size > LEAST_NUMBERS)
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t head = row * heads; head < (row + 1) * heads; head++)
-            rotate_head(x + head * size, cos + row * pairs, sin + row * pairs, out + head * size, size, pairs,
-                        interleaved);
+        for (int64_t head = row * heads, at = positions[row] * pairs; head < (row + 1) * heads; head++)
+            rotate_head(x + head * size, cos + at, sin + at, out + head * size, size, pairs, interleaved);
+    return 0;
+}
+
+// out = x + scale * y, of which each is rounded. All are [rows, size].
+template <class T>
+static int add(int64_t rows, const T* x, const T* y, T* out, float scale, int64_t size) {
+#pragma omp parallel for if (rows * size > LEAST_NUMBERS)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = row * size; i < (row + 1) * size; i += PAIR) {
+            int64_t left = (row + 1) * size - i;
+            Floats a, b, c, d;
+            load_some(x + i, left, a, b);
+            load_some(y + i, left, c, d);
+            if (scale != 1) {
+                T scaled[PAIR];
+                store_pair(scaled, c * all(scale), d * all(scale));
+                load_pair(scaled, c, d);
+            }
+            store_some(out + i, left, a + c, b + d);
+        }
     return 0;
 }

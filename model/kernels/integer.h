@@ -80,16 +80,16 @@ static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
 // y = W x + b. x: [rows, inputs], w: [outputs, inputs] of int8, scales: [outputs], bias: [outputs] or null, out:
 // [rows, outputs]. -1 if there is no memory.
 template <class T>
-static int linear_int8(const T* x, const int8_t* w, const float* scales, const T* bias, T* out, int64_t rows,
+static int linear_int8(int64_t rows, const T* x, const int8_t* w, const float* scales, const T* bias, T* out,
                        int64_t inputs, int64_t outputs) {
 #if defined(__AMX_INT8__)
     using X = int8_t;
     constexpr int32_t OFFSET = 0;
-    int64_t stride = inputs, block = outputs_of_block(inputs, InTiles<X>::OUTPUTS);
+    int64_t stride = inputs, block = outputs_of_block(outputs, inputs, InTiles<X>::OUTPUTS);
 #else
     using X = Integers::X;
     constexpr int32_t OFFSET = Integers::OFFSET;
-    int64_t stride = rounded_up(inputs, Integers::BLOCK), block = outputs_of_block(inputs, 24);
+    int64_t stride = rounded_up(inputs, Integers::BLOCK), block = outputs_of_block(outputs, inputs, 24);
 #endif
     struct Row {
         float scale;

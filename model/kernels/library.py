@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+import struct
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,24 +23,27 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
 
-_POINTER, _INT32, _INT64, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-
-# What each kernel takes: tensors, a number or two, sizes. See path.cpp.
-_ARGUMENTS: dict[str, list[type]] = {
-    "linear": [_POINTER] * 4 + [_INT64] * 3,
-    "linear_int8": [_POINTER] * 5 + [_INT64] * 3,
-    "linear_packed": [_POINTER] * 7 + [_INT32] * 2 + [_INT64] * 5,
-    "activate": [_POINTER] * 3 + [_INT32] + [_INT64] * 2,
-    "layer_norm": [_POINTER] * 4 + [_FLOAT] + [_INT64] * 2,
-    "rms_norm": [_POINTER] * 3 + [_FLOAT] * 2 + [_INT64] * 2,
-    "rotate": [_POINTER] * 4 + [_INT32] + [_INT64] * 4,
-    "attend": [_POINTER] * 6 + [_INT64] * 2,
-}
+# See path.cpp.
+_NAMES = (
+    "linear", "linear_int8", "linear_packed", "activate", "add", "layer_norm", "rms_norm", "rotate", "attend",
+)  # fmt: skip
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
 _MIXED = frozenset(
     {"linear_int8", "linear_packed", "rotate", "attend"}
 )  # take more than one dtype, on purpose
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
+
+
+class Recorder(Protocol):
+    """Takes down what kernels are asked for, which then compute nothing. See recording.py."""
+
+    def empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Memory for a result, of the dtype of `like`."""
+        ...
+
+    def add(self, function: int, rows: int, words: list[int], tensors: list[Tensor]) -> None:
+        """A call: the address of a kernel, and its arguments; the tensors among them."""
+        ...
 
 
 class Kernels:
@@ -51,9 +55,17 @@ class Kernels:
         if not library.verbatim_supports(path.encode()):
             raise ValueError(f"this machine has not what the kernels of path {path!r} need")
         self.path = path
+        self.recorder: Recorder | None = None
+        # The calls that a recorder took down: their address, how many there are, the step's rows.
+        self.run = _function(library, "verbatim_run", ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self._functions = {
-            (name, dtype): _function(library, f"{path}_{name}_{str(dtype).removeprefix('torch.')}", arguments)
-            for name, arguments in _ARGUMENTS.items()
+            (name, dtype): _function(
+                library,
+                f"{path}_{name}_{str(dtype).removeprefix('torch.')}",
+                ctypes.c_int64,  # rows
+                ctypes.c_void_p,  # the other arguments
+            )
+            for name in _NAMES
             for dtype in DTYPES
         }
 
@@ -62,8 +74,8 @@ class Kernels:
 
         x: [num_rows, in], weight: [out, in], bias: [out] -> [num_rows, out].
         """
-        out = x.new_empty(x.shape[0], weight.shape[0])
-        self._call("linear", x, weight, bias, out, *x.shape, weight.shape[0])
+        out = self._empty(x, x.shape[0], weight.shape[0])
+        self._call("linear", x.shape[0], x, weight, bias, out, x.shape[1], weight.shape[0])
         return out
 
     def linear_int8(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,8 +83,8 @@ class Kernels:
 
         x: [num_rows, in], codes: [out, in], int8, scales: [out, 1], float32, bias: [out] -> [num_rows, out].
         """
-        out = x.new_empty(x.shape[0], codes.shape[0])
-        self._call("linear_int8", x, codes, scales, bias, out, *x.shape, codes.shape[0])
+        out = self._empty(x, x.shape[0], codes.shape[0])
+        self._call("linear_int8", x.shape[0], x, codes, scales, bias, out, x.shape[1], codes.shape[0])
         return out
 
     def linear_packed(
@@ -89,41 +101,51 @@ class Kernels:
         x: [num_rows, in], bias: [out]; the others as there, of 4 bits if the codes are unsigned, of 8 if not;
         a group is whole bytes -> [num_rows, out].
         """
-        out = x.new_empty(x.shape[0], codes.shape[0])
+        out = self._empty(x, x.shape[0], codes.shape[0])
         bits = 8 if codes.dtype == torch.int8 else 4
         num_groups = scales.shape[1]
         size = codes.shape[1] // num_groups * (8 // bits)
         tensors = (codes, scales, zeros, table, bias, out)
-        numbers = (bits, _SCALES[scales.dtype], num_groups, size, *x.shape, codes.shape[0])
-        self._call("linear_packed", x, *tensors, *numbers)
+        numbers = (bits, _SCALES[scales.dtype], num_groups, size, x.shape[1], codes.shape[0])
+        self._call("linear_packed", x.shape[0], x, *tensors, *numbers)
         return out
 
     def activate(self, name: str, x: Tensor, factor: Tensor | None) -> Tensor:
         """The activation of each number, times `factor`; computed in float32. x, factor: [num_rows, size]."""
-        out = torch.empty_like(x)
-        self._call("activate", x, factor, out, _ACTIVATIONS[name], *x.shape)
+        out = self._empty(x, *x.shape)
+        self._call("activate", x.shape[0], x, factor, out, _ACTIVATIONS[name], x.shape[1])
+        return out
+
+    def add(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        """`x + scale * y`, each rounded. x, y: [num_rows, size] -> the same shape."""
+        out = self._empty(x, *x.shape)
+        self._call("add", x.shape[0], x, y, out, float(scale), x.shape[1])
         return out
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """Over the last dimension, computed in float32. x: [..., size], weight, bias: [size] -> like x."""
-        out = torch.empty_like(x)
-        self._call("layer_norm", x, weight, bias, out, eps, x.numel() // x.shape[-1], x.shape[-1])
+        out = self._empty(x, *x.shape)
+        self._call("layer_norm", _num_rows(x), x, weight, bias, out, eps, x.shape[-1])
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         """Over the last dimension, computed in float32. x: [..., size], weight: [size] -> like x."""
-        out = torch.empty_like(x)
-        self._call("rms_norm", x, weight, out, eps, offset, x.numel() // x.shape[-1], x.shape[-1])
+        out = self._empty(x, *x.shape)
+        self._call("rms_norm", _num_rows(x), x, weight, out, eps, float(offset), x.shape[-1])
         return out
 
-    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool) -> Tensor:
+    def rotate(
+        self, heads: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, is_interleaved: bool
+    ) -> Tensor:
         """The first numbers of each head turned by pairs, in float32.
 
-        heads: [num_tokens, num_heads, head_dim]; cos, sin: [num_tokens, 1, num_pairs] -> like heads.
+        heads: [num_tokens, num_heads, head_dim]; cos, sin: [any position, num_pairs], float32; positions:
+        [num_tokens], int64 -> like heads.
         """
-        out = torch.empty_like(heads)
-        cos, sin = cos.float(), sin.float()
-        self._call("rotate", heads, cos, sin, out, is_interleaved, *heads.shape, cos.shape[-1])
+        out = self._empty(heads, *heads.shape)
+        num_tokens, num_heads, head_dim = heads.shape
+        numbers = (is_interleaved, num_heads, head_dim, cos.shape[1])
+        self._call("rotate", num_tokens, heads, cos, sin, positions, out, *numbers)
         return out
 
     def attend(
@@ -134,23 +156,38 @@ class Kernels:
         q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim]; sinks: [num_heads],
         float32; step: the address of a `Step` (see attention.py) -> like q.
         """
-        out = torch.empty_like(q)
-        self._call("attend", q, k, v, sinks, out, step, layer, window)
+        out = self._empty(q, *q.shape)
+        self._call("attend", q.shape[0], q, k, v, sinks, out, step, layer, window)
         return out
 
-    def _call(self, name: str, x: Tensor, *arguments: Tensor | float | None) -> None:
+    def _empty(self, like: Tensor, *shape: int) -> Tensor:
+        return like.new_empty(shape) if self.recorder is None else self.recorder.empty(like, shape)
+
+    def _call(self, name: str, rows: int, x: Tensor, *arguments: Tensor | float | None) -> None:
         """Call a kernel for x's dtype. Raises `TypeError` for a tensor that it would misread."""
-        passed: list[float | None] = []
+        words: list[int] = []
         for each in (x, *arguments):
-            if not isinstance(each, Tensor):
-                passed.append(each)
-                continue
-            if not each.is_contiguous():
-                raise TypeError(f"{name}: a tensor is not contiguous")
-            if each.dtype is not x.dtype and name not in _MIXED:
-                raise TypeError(f"{name}: dtypes are {x.dtype} and {each.dtype}, must be one")
-            passed.append(each.data_ptr())
-        self._functions[name, x.dtype](*passed)
+            if isinstance(each, Tensor):
+                if not each.is_contiguous():
+                    raise TypeError(f"{name}: a tensor is not contiguous")
+                if each.dtype is not x.dtype and name not in _MIXED:
+                    raise TypeError(f"{name}: dtypes are {x.dtype} and {each.dtype}, must be one")
+                words.append(each.data_ptr())
+            elif isinstance(each, float):
+                words.append(int.from_bytes(struct.pack("<f", each), "little"))
+            else:
+                words.append(each or 0)
+        function = self._functions[name, x.dtype]
+        if self.recorder is None:
+            function(rows, (ctypes.c_int64 * len(words))(*words))
+        else:
+            tensors = [each for each in (x, *arguments) if isinstance(each, Tensor)]
+            self.recorder.add(ctypes.cast(function, ctypes.c_void_p).value or 0, rows, words, tensors)
+
+
+def _num_rows(x: Tensor) -> int:
+    """Those over the last dimension."""
+    return x.numel() // x.shape[-1]
 
 
 def available_paths() -> list[str]:
@@ -165,7 +202,7 @@ def available_paths() -> list[str]:
 def open_library(wish: str) -> Kernels | None:
     """The kernels of the path called `wish`, of the fastest if that is `auto`; None for plain torch.
 
-    Raises `ValueError` if there is no such path here.
+    Raises `ValueError` if there is no such path here, or if it computes wrongly.
     """
     paths = available_paths()
     if wish == NO_PATH or (wish == "auto" and not paths):
@@ -176,6 +213,8 @@ def open_library(wish: str) -> Kernels | None:
         kernels = Kernels(path)
         if _is_right(kernels):
             return kernels
+        if wish != "auto":
+            raise ValueError(f"kernels is {wish!r}, which computes wrongly on this machine")
         logger.error("the kernels of path %r compute wrongly on this machine, and are not used", path)
     return None
 
@@ -193,13 +232,11 @@ def _is_right(kernels: Kernels) -> bool:
     return True
 
 
-def _function(library: ctypes.CDLL, name: str, arguments: list[type]) -> Callable[..., int]:
+def _function(library: ctypes.CDLL, name: str, *arguments: type) -> Any:
     function = getattr(library, name)
     function.argtypes = arguments
-    function.restype = _INT32
     function.errcheck = _checked
-    called: Callable[..., int] = function
-    return called
+    return function
 
 
 def _checked(result: int, function: object, arguments: tuple[object, ...]) -> int:

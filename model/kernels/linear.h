@@ -23,12 +23,13 @@ struct Plain {
 
     template <int ROWS, int OUTPUTS>
     static inline void step(Floats (&sums)[ROWS][OUTPUTS], const X* x, int64_t x_stride, const W* w, int64_t w_stride) {
-        Floats first[OUTPUTS], second[OUTPUTS];
-        for (int n = 0; n < OUTPUTS; n++) load_pair(w + n * w_stride, first[n], second[n]);
-        for (int m = 0; m < ROWS; m++) {
-            Floats a = load<Floats>(x + m * x_stride), b = load<Floats>(x + m * x_stride + LANES);
-            for (int n = 0; n < OUTPUTS; n++) sums[m][n] = multiply_add(a, first[n], sums[m][n]);
-            for (int n = 0; n < OUTPUTS; n++) sums[m][n] = multiply_add(b, second[n], sums[m][n]);
+        for (int n = 0; n < OUTPUTS; n++) {  // one output at a time: all weights at once are too many registers
+            Floats first, second;
+            load_pair(w + n * w_stride, first, second);
+            for (int m = 0; m < ROWS; m++) {
+                sums[m][n] = multiply_add(load<Floats>(x + m * x_stride), first, sums[m][n]);
+                sums[m][n] = multiply_add(load<Floats>(x + m * x_stride + LANES), second, sums[m][n]);
+            }
         }
     }
 };
@@ -94,9 +95,9 @@ struct Products<bfloat16> : InRegisters<bfloat16, Pairs> {};
 // y = W x + b. x: [rows, inputs], w: [outputs, inputs], bias: [outputs] or null, out: [rows, outputs]. -1 if
 // there is no memory.
 template <class T>
-static int linear(const T* x, const T* w, const T* bias, T* out, int64_t rows, int64_t inputs, int64_t outputs) {
+static int linear(int64_t rows, const T* x, const T* w, const T* bias, T* out, int64_t inputs, int64_t outputs) {
     return Products<T>::multiply(
-        x, rows, inputs, inputs, outputs, outputs_of_block(inputs * sizeof(T), Products<T>::OUTPUTS),
+        x, rows, inputs, inputs, outputs, outputs_of_block(outputs, inputs * sizeof(T), Products<T>::OUTPUTS),
         [=](int64_t first, int64_t) { return w + first * inputs; },
         [=](int64_t row, int64_t output, float sum) {
             narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);

@@ -4,8 +4,6 @@
 // those of `linear` with the decoded weight.
 #pragma once
 
-#include <omp.h>
-
 #include "linear.h"
 
 // As in model/quantization/linear.py. codes: [outputs, groups * size / codes in a byte], unsigned if of 4 bits, signed
@@ -105,10 +103,12 @@ static void decode(const Packed& packed, int64_t output, T* to) {
 // y = W x + b. x: [rows, inputs], bias: [outputs] or null, out: [rows, outputs]. A group is whole bytes. -1 if there is
 // no memory.
 template <class T>
-static int linear_packed(const T* x, const Packed& packed, const T* bias, T* out, int64_t rows, int64_t inputs,
-                         int64_t outputs) {
+static int linear_packed(int64_t rows, const T* x, const uint8_t* codes, const void* scales, const uint8_t* zeros,
+                         const float* table, const T* bias, T* out, int32_t bits, int32_t scale_kind, int64_t groups,
+                         int64_t size, int64_t inputs, int64_t outputs) {
+    Packed packed = {codes, scales, zeros, table, bits, scale_kind, groups, size};
     int64_t stride = rounded_up(packed.groups * packed.size, 64);
-    int64_t block = outputs_of_block(stride * sizeof(T), Products<T>::OUTPUTS);
+    int64_t block = outputs_of_block(outputs, stride * sizeof(T), Products<T>::OUTPUTS);
     T* weights = allocated<T>(omp_get_max_threads() * block * stride);
     if (!weights) return -1;
     auto fetch = [=](int64_t first, int64_t last) {

@@ -10,6 +10,8 @@
 //   BLOCK     inputs in a step; rows are filled up with zeros to whole steps
 #pragma once
 
+#include <omp.h>
+
 #include <cstdlib>
 
 #include "vector.h"
@@ -17,9 +19,11 @@
 constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: half of a core's own cache
 constexpr int64_t LEAST_WORK = 1 << 15;      // multiplications for which a second thread pays
 
-// How many outputs are a block, of so many bytes each: a multiple of `whole`.
-static inline int64_t outputs_of_block(int64_t bytes, int64_t whole) {
-    int64_t block = BLOCK_BYTES / bytes / whole * whole;
+// How many outputs are a block, of so many bytes each: a multiple of `whole`, and a few blocks for each thread, so that
+// all end at about the same time.
+static inline int64_t outputs_of_block(int64_t outputs, int64_t bytes, int64_t whole) {
+    int64_t cached = BLOCK_BYTES / bytes, fair = outputs / (4 * omp_get_max_threads());
+    int64_t block = (cached < fair ? cached : fair) / whole * whole;
     return block < whole ? whole : block;
 }
 
@@ -37,8 +41,14 @@ static void tile(const typename Format::X* x, int64_t x_stride, const typename F
                  int64_t inputs, typename Format::Sum (&out)[ROWS][OUTPUTS]) {
     typename Format::Sums sums[ROWS][OUTPUTS] = {};
     int64_t whole = inputs / Format::BLOCK;
-    for (int64_t i = 0; i < whole; i++)
+    for (int64_t i = 0; i < whole; i++) {
+        if (ROWS == 1) {  // waits for memory: what the next tile will read is called, in the order of its addresses
+            constexpr int BYTES = OUTPUTS * Format::BLOCK * sizeof *w;
+            const char* next = (const char*)(w + OUTPUTS * w_stride) + i * BYTES;
+            for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(next + line);
+        }
         Format::template step<ROWS, OUTPUTS>(sums, x + i * Format::BLOCK, x_stride, w + i * Format::BLOCK, w_stride);
+    }
     if (int64_t rest = inputs % Format::BLOCK) {  // of which a copy is read: past the weight's end there may be no memory
         typename Format::W last[OUTPUTS][Format::BLOCK] = {};
         for (int n = 0; n < OUTPUTS; n++) memcpy(last[n], w + n * w_stride + whole * Format::BLOCK, rest * sizeof *w);

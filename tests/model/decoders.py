@@ -17,6 +17,7 @@ from model.families._rotary import frequencies
 from model.interface import StepItem
 from model.kernels.attention import make_attend
 from model.kernels.library import NO_PATH, open_library
+from model.kernels.recording import MAX_ROWS, RecordedLayers
 from model.kv_cache import BLOCK_SIZE, KVCache
 
 T = TypeVar("T")
@@ -187,14 +188,21 @@ def random_decoder(
         centre = 1.0 - config.norm_offset * (config.norm == "rms_norm") if is_norm else 0.0
         with torch.no_grad():
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
+    for parameter in decoder.parameters():  # the tables of positions stay in float32, as when one is loaded
+        parameter.data = parameter.data.to(dtype)
     decoder.use(open_library(path))
-    return decoder.to(dtype).eval().requires_grad_(False)
+    return decoder.eval().requires_grad_(False)
 
 
 class Stepper:
-    """Runs a decoder over a paged cache; hands every sequence its blocks, scattered over the cache."""
+    """Runs a decoder over a paged cache; hands every sequence its blocks, scattered over the cache.
 
-    def __init__(self, decoder: Decoder, num_sequences: int, max_pairs: int = 1000) -> None:
+    Small steps as the runner does them: by calls that were recorded, where there are kernels and it can be.
+    """
+
+    def __init__(
+        self, decoder: Decoder, num_sequences: int, max_pairs: int = 1000, *, is_recorded: bool = True
+    ) -> None:
         config = decoder.config
         dtype = decoder.embedding.weight.dtype
         per_sequence = -(-config.max_positions // BLOCK_SIZE)
@@ -203,6 +211,7 @@ class Stepper:
         self.decoder = decoder
         self.cache = KVCache(config, num_sequences * per_sequence, dtype, CPU)
         self.max_pairs = max_pairs
+        self.recorded = RecordedLayers.record(decoder, self.cache) if is_recorded else None
 
     def step(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> list[Tensor]:
         """One step of parts (sequence, first position, ids): each part's logits, [len(ids), vocab_size]."""
@@ -218,13 +227,17 @@ class Stepper:
         batch = ForwardBatch.build(items, CPU)
         attend = make_attend(batch, self.cache, config, self.decoder.kernels, self.max_pairs)
         with torch.inference_mode():
-            logits = self.decoder(batch.token_ids, batch.positions, attend)
+            if self.recorded is not None and len(batch.token_ids) <= MAX_ROWS:
+                x = self.decoder.embed(batch.token_ids, batch.positions)
+                logits = self.decoder.logits(self.recorded(x, batch.positions, attend))
+            else:
+                logits = self.decoder(batch.token_ids, batch.positions, attend)
         return list(logits.split([len(ids) for _, _, ids in parts]))
 
 
 def whole(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
-    """The logits after every position, computed in one step and alone."""
-    return Stepper(decoder, 1).step([(0, 0, token_ids)])[0]
+    """The logits after every position, computed in one step and alone, layer by layer."""
+    return Stepper(decoder, 1, is_recorded=False).step([(0, 0, token_ids)])[0]
 
 
 def random_ids(count: int, vocab_size: int, seed: int) -> list[int]:

@@ -56,7 +56,7 @@ def decoder_layer(config: DecoderConfig, layer: Weights, index: int, x: Array) -
         before = "attention_norm" if is_shared else f"{name}_norm"
         out = sublayer(config, layer, index, norm(config, layer, before, x) if has_norm_before else x)
         if has_norm_behind:
-            return norm(config, layer, f"{name}_output_norm", out)
+            out = norm(config, layer, f"{name}_output_norm", out)
         return out * config.residual_scale
 
     if config.is_parallel:

@@ -14,6 +14,7 @@ from model.decoder import build_empty
 from model.folder import LoadError
 from model.interface import MemoryPlan, SampleRequest, StepItem
 from model.kernels.library import open_library
+from model.kernels.recording import recorded_bytes
 from model.kv_cache import BLOCK_SIZE
 from model.machine import cgroup_free_bytes, free_bytes
 from model.plan import kernel_bytes, plan_memory
@@ -148,9 +149,12 @@ def test_a_step_takes_what_was_planned_and_no_more(
 
 
 def tensor_bytes(runner: ModelRunner) -> int:
-    """The step's part of the plan, without what no `LiveBytes` sees."""
-    kernels = kernel_bytes(runner.decoder, 96) if runner.decoder.kernels else 0
-    return runner.info.memory.step_bytes - kernels
+    """The step's part of the plan, without what no `LiveBytes` sees, and what is taken before the step."""
+    if runner.decoder.kernels is None:
+        return runner.info.memory.step_bytes
+    dtype = getattr(torch, runner.info.dtype)
+    kept = kernel_bytes(runner.decoder, 96) + recorded_bytes(runner.decoder.config, dtype)
+    return runner.info.memory.step_bytes - kept
 
 
 @PATHS

@@ -14,13 +14,10 @@ using std::vector;
 
 extern "C" int verbatim_supports(const char* path);
 
-#define DECLARE(path, T, dtype)                                                                                    \
-    extern "C" int path##_linear_##dtype(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);             \
-    extern "C" int path##_linear_int8_##dtype(const T*, const int8_t*, const float*, const T*, T*, int64_t,        \
-                                              int64_t, int64_t);                                                   \
-    extern "C" int path##_linear_packed_##dtype(const T*, const uint8_t*, const void*, const uint8_t*,             \
-                                                const float*, const T*, T*, int32_t, int32_t, int64_t, int64_t,    \
-                                                int64_t, int64_t, int64_t);
+typedef int Kernel(int64_t, const int64_t*);
+
+#define DECLARE(path, T, dtype) \
+    extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -30,13 +27,16 @@ extern "C" int verbatim_supports(const char* path);
 #endif
 EACH_PATH(DECLARE)
 
-template <class T>
 struct Kernels {
-    int (*linear)(const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);
-    int (*int8)(const T*, const int8_t*, const float*, const T*, T*, int64_t, int64_t, int64_t);
-    int (*packed)(const T*, const uint8_t*, const void*, const uint8_t*, const float*, const T*, T*, int32_t, int32_t,
-                  int64_t, int64_t, int64_t, int64_t, int64_t);
+    Kernel *linear, *int8, *packed;
 };
+
+// With the arguments that the kernel's own function has, from the second on.
+template <class... Arguments>
+static void call(Kernel* kernel, int64_t rows, Arguments... arguments) {
+    int64_t words[] = {(int64_t)arguments...};
+    kernel(rows, words);
+}
 
 static float widened(float x) { return x; }
 
@@ -83,10 +83,10 @@ static bool same(const vector<T>& a, const vector<T>& b) {
 
 // Within the error of the sum and of one rounding, and each row with its bits alone.
 template <class T>
-static bool linear_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
+static bool linear_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
     auto x = random.numbers<T>(rows * inputs), w = random.numbers<T>(outputs * inputs), bias = random.numbers<T>(outputs);
     vector<T> out(rows * outputs), row(outputs);
-    kernels.linear(x.data(), w.data(), bias.data(), out.data(), rows, inputs, outputs);
+    call(kernels.linear, rows, x.data(), w.data(), bias.data(), out.data(), inputs, outputs);
     double unit = sizeof(T) == 4 ? 0x1p-23 : 0x1p-8;
     for (int64_t m = 0; m < rows; m++) {
         for (int64_t n = 0; n < outputs; n++) {
@@ -99,7 +99,7 @@ static bool linear_is_right(const Kernels<T>& kernels, Random& random, int64_t r
             double error = std::fabs(widened(out[m * outputs + n]) - sum);
             if (!(error <= inputs * 0x1p-24 * size + unit * std::fabs(sum))) return false;
         }
-        kernels.linear(x.data() + m * inputs, w.data(), bias.data(), row.data(), 1, inputs, outputs);
+        call(kernels.linear, 1, x.data() + m * inputs, w.data(), bias.data(), row.data(), inputs, outputs);
         if (memcmp(row.data(), out.data() + m * outputs, outputs * sizeof(T))) return false;
     }
     return true;
@@ -107,12 +107,12 @@ static bool linear_is_right(const Kernels<T>& kernels, Random& random, int64_t r
 
 // The bits of the formula.
 template <class T>
-static bool int8_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
+static bool int8_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
     auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
     auto w = random.integers<int8_t>(outputs * inputs);
     auto scales = random.numbers<float>(outputs);
     vector<T> out(rows * outputs), expected(rows * outputs);
-    kernels.int8(x.data(), w.data(), scales.data(), bias.data(), out.data(), rows, inputs, outputs);
+    call(kernels.int8, rows, x.data(), w.data(), scales.data(), bias.data(), out.data(), inputs, outputs);
     for (int64_t m = 0; m < rows; m++) {
         const T* row = x.data() + m * inputs;
         float largest = 0;
@@ -134,7 +134,7 @@ static bool int8_is_right(const Kernels<T>& kernels, Random& random, int64_t row
 
 // The bits of the dense product with the decoded weight.
 template <class T>
-static bool packed_is_right(const Kernels<T>& kernels, Random& random, int64_t rows, int64_t outputs, int32_t bits,
+static bool packed_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t outputs, int32_t bits,
                             int64_t groups, int64_t size, int64_t missing) {
     int64_t columns = groups * size, inputs = columns - missing;
     auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
@@ -148,14 +148,14 @@ static bool packed_is_right(const Kernels<T>& kernels, Random& random, int64_t r
             float zero = bits == 8 ? (int8_t)zeros[group] : zeros[group];
             narrow((code - zero) * widened(scales[group]), weight[n * inputs + i]);
         }
-    kernels.packed(x.data(), codes.data(), scales.data(), zeros.data(), nullptr, bias.data(), out.data(), bits, 1, groups,
-                   size, rows, inputs, outputs);
-    kernels.linear(x.data(), weight.data(), bias.data(), expected.data(), rows, inputs, outputs);
+    call(kernels.packed, rows, x.data(), codes.data(), scales.data(), zeros.data(), nullptr, bias.data(), out.data(), bits,
+         1, groups, size, inputs, outputs);
+    call(kernels.linear, rows, x.data(), weight.data(), bias.data(), expected.data(), inputs, outputs);
     return same(out, expected);
 }
 
 template <class T>
-static bool passes(const char* path, const char* dtype, const Kernels<T>& kernels) {
+static bool passes(const char* path, const char* dtype, const Kernels& kernels) {
     Random random;
     bool all = true;
     auto report = [&](const char* kernel, bool right, int64_t rows, int64_t a, int64_t b) {
@@ -165,13 +165,13 @@ static bool passes(const char* path, const char* dtype, const Kernels<T>& kernel
     for (int64_t rows : {1, 2, 3, 4, 7, 16, 17, 33})
         for (int64_t inputs : {1, 31, 64, 100, 257})
             for (int64_t outputs : {1, 15, 33, 70}) {
-                report("linear", linear_is_right(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
-                report("linear_int8", int8_is_right(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                report("linear", linear_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                report("linear_int8", int8_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
             }
     for (int64_t rows : {1, 5, 33})
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
-                report("linear_packed", packed_is_right(kernels, random, rows, 37, bits, 3, size, size / 2), rows, bits, size);
+                report("linear_packed", packed_is_right<T>(kernels, random, rows, 37, bits, 3, size, size / 2), rows, bits, size);
     printf("%s %s %s\n", all ? "PASS" : "FAIL", path, dtype);
     fflush(stdout);
     return all;
@@ -189,7 +189,8 @@ int main(int count, char** names) {
 #define CHECK(path, T, dtype)                                                                                      \
     if (is_wanted(#path, count, names)) {                                                                          \
         verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
-        all &= passes<T>(#path, #dtype, {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype}); \
+        Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype};       \
+        all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)
     return !all;

@@ -121,8 +121,12 @@ def test_rotations_equal_the_formula(
     """As products of complex numbers; what is beyond the pairs stays as it is."""
     pairs = data.draw(st.integers(0, size // 2))
     x = random(rows, heads, size, dtype=dtype, seed=8)
-    angles = random(rows, 1, pairs, dtype=torch.float32, seed=9)
-    y = kernels.rotate(x, angles.cos(), angles.sin(), is_interleaved)
+    table = random(7, pairs, dtype=torch.float32, seed=9)
+    positions = torch.tensor(
+        data.draw(st.lists(st.integers(0, 6), min_size=rows, max_size=rows)), dtype=torch.int64
+    )
+    y = kernels.rotate(x, table.cos(), table.sin(), positions, is_interleaved)
+    angles = table[positions].unsqueeze(1)
     turned = x[..., : 2 * pairs].double()
     halves = turned.unflatten(-1, (pairs, 2) if is_interleaved else (2, pairs))
     halves = halves if is_interleaved else halves.transpose(-1, -2)
@@ -131,3 +135,13 @@ def test_rotations_equal_the_formula(
     expected = (product if is_interleaved else product.transpose(-1, -2)).flatten(-2)
     assert_near(y[..., : 2 * pairs], expected, 4)
     assert same_bits(y[..., 2 * pairs :], x[..., 2 * pairs :])
+
+
+@EACH
+@given(st.sampled_from(DTYPES), st.integers(0, 3), st.integers(1, 70), st.sampled_from([1.0, 0.3]))
+@ANY_EXAMPLE
+def test_the_skip_connection_has_the_bits_of_plain_torch(
+    kernels: Kernels, dtype: torch.dtype, rows: int, size: int, scale: float
+) -> None:
+    x, y = (random(rows, size, dtype=dtype, seed=seed) for seed in (1, 2))
+    assert same_bits(kernels.add(x, y, scale), x + y * scale)

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.kernels import library
 from model.kernels.library import Kernels
-from tests.model.kernels.paths import DTYPES, EACH, same_bits
+from tests.model.kernels.paths import AVAILABLE, DTYPES, EACH, same_bits
 
 # One for each function, though the fixture is made once: kernels have no state.
 ANY_EXAMPLE = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -110,3 +111,16 @@ def test_what_a_kernel_would_misread_is_refused(kernels: Kernels) -> None:
         kernels.linear(x, weight.bfloat16(), None)
     with pytest.raises(TypeError, match="not contiguous"):
         kernels.linear(x, torch.zeros(6, 5).t(), None)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="no native kernels: there was no compiler")
+def test_a_path_that_computes_wrongly_is_refused_by_name_and_else_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fastest, *others = AVAILABLE
+    right = library._is_right
+    monkeypatch.setattr(library, "_is_right", lambda kernels: kernels.path != fastest and right(kernels))
+    with pytest.raises(ValueError, match=f"kernels is '{fastest}', which computes wrongly"):
+        library.open_library(fastest)
+    chosen = library.open_library("auto")
+    assert (chosen and chosen.path) == (others[0] if others else None)

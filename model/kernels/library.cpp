@@ -1,4 +1,6 @@
-// Which paths this processor, its hypervisor and its operating system allow. Compiled without special flags.
+// What the library has once, for all paths: which of them this machine allows, and calls one after another. Compiled
+// without special flags.
+#include <cstdint>
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -7,7 +9,7 @@
 #include <unistd.h>
 #endif
 
-#define KERNEL extern "C" __attribute__((visibility("default")))
+#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 #if defined(__x86_64__)
 // Whether there are tiles, and whether the operating system keeps them: Linux has to be asked, once for the process,
@@ -24,7 +26,7 @@ static bool has_tiles() {
 #endif
 
 // 1 if code of this path can run here, else 0.
-KERNEL int verbatim_supports(const char* path) {
+EXPORTED int verbatim_supports(const char* path) {
     if (!strcmp(path, "plain")) return 1;
 #if defined(__x86_64__)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -37,5 +39,19 @@ KERNEL int verbatim_supports(const char* path) {
     if (!strcmp(path, "avx512_bf16")) return bf16;
     if (!strcmp(path, "amx")) return bf16 && has_tiles();
 #endif
+    return 0;
+}
+
+// As in recording.py.
+struct Call {
+    int (*kernel)(int64_t, const int64_t*);
+    const int64_t* words;
+    int64_t rows;  // the kernel's, for each one of the step
+};
+
+// Calls for a step of so many rows. What the first that failed gave, else 0.
+EXPORTED int verbatim_run(const Call* calls, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < count; i++)
+        if (int result = calls[i].kernel(rows * calls[i].rows, calls[i].words)) return result;
     return 0;
 }
