@@ -58,6 +58,11 @@ class ModelInfo:
     memory: MemoryPlan
 
     @property
+    def answer_fingerprint(self) -> str:
+        """What an answer's bits depend on beside its request: the files, dtype and quantization, the kernels."""
+        return "-".join(filter(None, (self.fingerprint[:16], self.dtype, self.quantization, self.kernels)))
+
+    @property
     def max_total_tokens(self) -> int:
         """The longest sequence that can be served: what the positions allow and the cache holds."""
         return min(self.max_positions, self.num_blocks * self.block_size)

@@ -60,6 +60,9 @@ class StreamDetails(Answer):
     parameters_from: dict[str, Literal["request", "model", "server"]] = Field(
         description="whose word each of them is"
     )
+    fingerprint: str = Field(
+        description="of the model's files, its dtype and the kernels: what the bits depend on"
+    )
     timings: AnswerTimings
 
 

@@ -88,6 +88,15 @@ def test_details_come_only_when_asked_for(live: Live) -> None:
     assert details["timings"] == {"queue_ms": 1, "prefill_ms": 2, "decode_ms": 3, "cached_tokens": 0}
 
 
+def test_an_answer_names_what_its_bits_depend_on(live: Live) -> None:
+    info = live.http.get("/info").json()
+    expected = f"{info['fingerprint'][:16]}-{info['model_dtype']}-{info['kernels']}"
+    details = live.generate(max_new_tokens=2, details=True).json()["details"]
+    assert details["fingerprint"] == expected
+    last = parse_events(live.generate("abc", "/generate_stream", max_new_tokens=2).content)[-1]
+    assert last["details"]["fingerprint"] == expected
+
+
 def test_prefill_is_the_prompt_and_its_first_token_has_no_probability(live: Live) -> None:
     answer = live.generate("abc", max_new_tokens=1, details=True, decoder_input_details=True).json()
     prefill = answer["details"]["prefill"]
