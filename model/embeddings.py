@@ -16,6 +16,7 @@ from model.config import DecoderConfig, Rotation
 from model.kernels.library import Kernels
 from model.linear import Linear
 from model.norms import make_norm
+from model.quantization.linear import QuantizedLinear
 
 # Turns queries or keys, [num_tokens, any_heads, head_dim], by the position of each row.
 Rotate = Callable[[Tensor], Tensor]
@@ -30,6 +31,8 @@ class TokenEmbedding(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.scale = config.embedding_scale
+        self.table: QuantizedLinear | None = None  # in place of `weight`, where the tied output is quantized
+        self.table_dtype = torch.float32  # to which its rows are decoded
         size = config.embedding_size or config.hidden_size
         self.weight = nn.Parameter(torch.empty(config.vocab_size, size))
         is_narrow = config.embedding_size is not None
@@ -38,7 +41,10 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """token_ids: [num_tokens] -> [num_tokens, hidden_size]."""
-        x = torch.embedding(self.weight, token_ids)
+        if self.table is None:
+            x = torch.embedding(self.weight, token_ids)
+        else:
+            x = self.table.decoded(token_ids).to(self.table_dtype)
         if self.scale != 1.0:
             # The factor in x's dtype: Gemma was trained with sqrt(3072) as bfloat16 has it, 55.5.
             x = x * torch.tensor(self.scale, dtype=x.dtype).item()

@@ -59,7 +59,7 @@ class ModelInfo:
 
     @property
     def answer_fingerprint(self) -> str:
-        """What an answer's bits depend on beside its request: the files, dtype and quantization, the kernels."""
+        """What an answer's bits depend on beside its request: files, dtype, quantization, kernels."""
         return "-".join(filter(None, (self.fingerprint[:16], self.dtype, self.quantization, self.kernels)))
 
     @property

@@ -114,11 +114,13 @@ def open_folder(path: Path, dtype: str = "auto", quantize: str = "none") -> Mode
         tensor.dtype for tensor in checkpoint.tensors if places[tensor.name] and not source.is_packed(tensor)
     }
     stored = torch.bfloat16 if used == {torch.bfloat16} else torch.float32
+    held = stored if dtype == "auto" else DTYPES[dtype]
+    decoder.embedding.table_dtype = held
     return ModelFolder(
         path=path,
         config_json=config_json,
         source=source,
-        dtype=stored if dtype == "auto" else DTYPES[dtype],
+        dtype=held,
         places=places,
         end_token_ids=_end_token_ids(path, config_json, config),
     )

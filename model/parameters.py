@@ -20,7 +20,7 @@ from model.decoder import Decoder
 from model.families import Family
 from model.folder import LoadError
 from model.linear import Linear
-from model.quantization import AT_LOAD, QuantizedLinear, Scheme
+from model.quantization import AT_LOAD, QuantizedLinear, Scheme, int8
 from model.quantization.linear import SHARED
 
 # Small, and their errors choose other experts: they stay as they are.
@@ -125,28 +125,46 @@ class Parameters:
                 self._decoder.set_submodule(path, kind(linear.weight.shape[1], packed, has_bias))
             except ValueError as error:
                 _refuse(stored_of[path], str(error))
+        if self._at_load is not None and self._decoder.config.is_output_tied:
+            self._install_table()
+
+    def _install_table(self) -> None:
+        """A tied table: int8 even where layers have fewer bits, since a row is all that stands for a token."""
+        embedding, output = self._decoder.embedding, self._decoder.output
+        table = int8.Int8RowsLinear(
+            output.weight.shape[1], int8.quantize(output.weight), output.bias is not None
+        )
+        del embedding.weight
+        embedding.table = table
+        self._decoder.set_submodule("output", table)
 
     def _linears(self) -> list[tuple[str, Linear]]:
         return [(path, module) for path, module in self._decoder.named_modules() if type(module) is Linear]
 
     def _is_quantizable(self, path: str, linear: Linear) -> bool:
-        """Not the tied output: the embedding is needed as it is, and a second table would cost memory."""
-        is_tied = linear.weight is self._decoder.embedding.weight
+        """The tied output is one table with the embedding."""
+        is_tied = linear is self._decoder.output and self._decoder.config.is_output_tied
         return not is_tied and path.rpartition(".")[2] not in _KEPT
 
     def _quantized(self, name: str, part: Tensor) -> Iterator[tuple[str, Tensor]]:
         """The parameter as it is, or what stands for it if its layer is quantized at load."""
         path, _, component = name.rpartition(".")
-        if self._at_load is not None and component == "weight":
-            module = self._module(path)
-            if isinstance(module, QuantizedLinear):
-                if part.shape != (module.out_features, module.in_features):
-                    yield name, part  # whoever puts it in its place will say which shape is expected
-                    return
-                for own, tensor in self._at_load[1](part).items():
-                    yield f"{path}.{own}", tensor
-                return
-        yield name, part
+        module, quantize = self._module(path), self._at_load and self._at_load[1]
+        if module is self._decoder.embedding and self._decoder.embedding.table is not None:
+            path, module, quantize = f"{path}.table", self._decoder.embedding.table, int8.quantize
+        elif module is self._decoder.embedding.table and component == "bias":
+            name = "embedding.table.bias"
+        # One of another shape goes as it is: whoever puts it in its place will say which is expected.
+        if (
+            quantize is not None
+            and component == "weight"
+            and isinstance(module, QuantizedLinear)
+            and part.shape == (module.out_features, module.in_features)
+        ):
+            for own, tensor in quantize(part).items():
+                yield f"{path}.{own}", tensor
+        else:
+            yield name, part
 
     def _decoded(
         self, stored: StoredTensor, layer: str, parts: dict[str, Tensor]

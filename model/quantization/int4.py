@@ -26,7 +26,7 @@ class Int4Linear(QuantizedLinear):
 
     CODES_PER_BYTE = 2
 
-    def values(self, rows: slice) -> Tensor:
+    def values(self, rows: slice | Tensor) -> Tensor:
         """The integers, or what the table has for them."""
         codes = unpack(self.codes[rows])
         return codes.float() if self.table is None else self.table[codes.int()]

@@ -15,7 +15,7 @@ class Int8Linear(QuantizedLinear):
 
     CODES_PER_BYTE = 1
 
-    def values(self, rows: slice) -> Tensor:
+    def values(self, rows: slice | Tensor) -> Tensor:
         """The integers."""
         return self.codes[rows].float()
 

@@ -78,7 +78,7 @@ class QuantizedLinear(nn.Module):
         blocks = torch.get_num_threads() * max(2**15, 32 * self.in_features)  # see product.h
         return (rows + blocks) * torch.float32.itemsize
 
-    def decoded(self, rows: slice) -> Tensor:
+    def decoded(self, rows: slice | Tensor) -> Tensor:
         """These rows of W, their columns as the codes have them: [num_rows, in_features], float32."""
         scales = self.scales[rows].float().unsqueeze(2)  # [num_rows, num_groups, 1]
         values = self.values(rows).unflatten(1, (scales.shape[1], -1))
@@ -87,6 +87,6 @@ class QuantizedLinear(nn.Module):
         weight: Tensor = (values * scales).flatten(1)
         return weight[:, : self.in_features]
 
-    def values(self, rows: slice) -> Tensor:
+    def values(self, rows: slice | Tensor) -> Tensor:
         """What these rows' codes stand for: [num_rows, num_groups * group_size], float32."""
         raise NotImplementedError

@@ -189,14 +189,26 @@ def test_a_folder_is_quantized_as_it_is_loaded(tmp_path: Path, kind: str, is_tie
     assert planned == sum(parameter.nbytes for parameter in decoder.parameters())
     assert planned < count_weight_bytes(saved, torch.float32)
     assert count_parameters(decoder) == count_parameters(saved)
-    assert isinstance(decoder.output, Linear if is_tied else QuantizedLinear)
     for path, module in saved.named_modules():
-        if isinstance(module, Linear) and not (is_tied and path == "output"):
+        if isinstance(module, Linear):
             held = decoder.get_submodule(path)
-            assert type(held) is (Int8RowsLinear if kind == "int8" else Int4Linear)
-            expected = quantized(module.weight.detach(), kind)
+            kind_here = "int8" if is_tied and path == "output" else kind
+            assert type(held) is (Int8RowsLinear if kind_here == "int8" else Int4Linear)
+            expected = quantized(module.weight.detach(), kind_here)
             assert torch.equal(held.codes, expected.codes)
             assert torch.equal(held.scales, expected.scales)
+    ids = torch.tensor([5, 299, 5])
+    if is_tied:
+        table = decoder.embedding.table
+        assert table is not None
+        assert table is decoder.get_submodule("output")
+        rows = table.decoded(ids)
+        assert (decoder.embedding(ids) == rows * decoder.embedding.scale).all()
+        assert (rows - saved.embedding.weight[ids]).abs().max() < saved.embedding.weight[
+            ids
+        ].abs().max() / 250
+    else:
+        assert torch.equal(decoder.embedding.weight, saved.embedding.weight)
 
 
 def test_a_quantized_weight_with_nan_is_refused(tmp_path: Path) -> None:
