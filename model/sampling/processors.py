@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.interface import SampleRequest
-from model.sampling.ranking import BeyondHeadError, Ranking, Softmax, num_to_mass, shortlist
+from model.sampling.ranking import BeyondHeadError, Floats, Ranking, Softmax, num_to_mass, ordered, shortlist
 
 
 class LogitsProcessor(Protocol):
@@ -155,7 +155,7 @@ class ForbiddenIds:
 
     def __call__(self, row: Tensor) -> Tensor:
         """-inf."""
-        return row.index_fill(0, _to_tensor(self.ids), -math.inf)
+        return _with(row, self.ids, lambda _: np.array(-math.inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +167,10 @@ class RepetitionPenalty:
 
     def __call__(self, row: Tensor) -> Tensor:
         """logit / penalty if the logit is positive, else logit * penalty."""
-        ids = _to_tensor(set(self.token_ids))
-        seen = row[ids]
-        return row.index_copy(0, ids, torch.where(seen > 0, seen / self.penalty, seen * self.penalty))
+        penalty = self.penalty
+        return _with(
+            row, set(self.token_ids), lambda seen: np.where(seen > 0, seen / penalty, seen * penalty)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +260,20 @@ class TypicalP(Cut):
         probs = ranking.probs
         surprise = -ranking.logprob(0.0) - ranking.logits
         distance = np.abs(surprise - (probs * surprise).sum())
-        order = np.lexsort((ranking.ids, distance))
+        by_id = ranking.ids.argsort()
+        order = by_id[ordered(-distance[by_id])]
         return ranking.at(np.sort(order[: num_to_mass(probs[order].cumsum(), self.p)]))
 
 
-def _to_tensor(ids: Collection[int]) -> Tensor:
-    return torch.tensor(list(ids), dtype=torch.int64)
+def _with(row: Tensor, ids: Collection[int], change: Callable[[Floats], Floats]) -> Tensor:
+    """The row with the logits of these ids, each named once, changed."""
+    changed = row.clone()
+    values, places = changed.numpy(), np.fromiter(ids, np.int64, len(ids))
+    values[places] = change(values[places])
+    return changed
 
 
 def _add(row: Tensor, addends: Mapping[int, float]) -> Tensor:
-    return row.index_add(0, _to_tensor(addends), torch.tensor(list(addends.values()), dtype=row.dtype))
+    return _with(
+        row, addends, lambda logits: logits + np.fromiter(addends.values(), np.float64, len(addends))
+    )
