@@ -6,16 +6,18 @@ A processor sees one row and knows nothing of other rows, seeds or draws.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.interface import SampleRequest
-from model.sampling.ranking import num_to_mass, prefix_of_length, prefix_of_mass, ranked
+from model.sampling.ranking import BeyondHeadError, Floats, Ranking, Softmax, num_to_mass, ordered, shortlist
 
 
 class LogitsProcessor(Protocol):
@@ -29,11 +31,38 @@ class LogitsProcessor(Protocol):
 Observer = Callable[[LogitsProcessor, Tensor], None]
 
 
+class Cut(ABC):
+    """A processor that leaves some ids no chance: by their rank, so that it can do with a ranking."""
+
+    __slots__ = ()
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """-inf for the ids that are cut."""
+        ranking = self.cut(Softmax(row.numpy(), row.max().item()).all())
+        kept = torch.full_like(row, -math.inf)
+        kept.numpy()[ranking.ids] = ranking.logits
+        return kept
+
+    @abstractmethod
+    def cut(self, ranking: Ranking) -> Ranking:
+        """What is left. Raises `BeyondHeadError` if that may hold ids that are not listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Processors, one after another."""
+    """Processors, one after another: edits of some ids' logits, temperature, cuts.
 
-    processors: tuple[LogitsProcessor, ...]
+    Temperature and cuts know no ids, so what is sure to be cut they need not see.
+    """
+
+    edits: tuple[LogitsProcessor, ...] = ()
+    temperature: Temperature | None = None
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def processors(self) -> tuple[LogitsProcessor, ...]:
+        """All of them, in order."""
+        return (*self.edits, *([self.temperature] if self.temperature else ()), *self.cuts)
 
     def __call__(self, row: Tensor, observer: Observer | None = None) -> Tensor:
         """row: [vocab_size], float64. `observer` is shown each processor with the row it gave."""
@@ -43,6 +72,36 @@ class Chain:
                 observer(processor, row)
         return row
 
+    def edit(self, row: Tensor) -> Tensor:
+        """row: [vocab_size], float32 -> in float64 after the edits; the row itself if there are none."""
+        for processor in self.edits:
+            row = processor(row.double())
+        return row
+
+    def heads(self, row: Tensor, largest: float, count: int) -> Iterator[Ranking]:
+        """Longer and longer rankings after temperature, the last of them as long as a cut may need.
+
+        Each of at least `count` ids, if so many are above -inf. row: [vocab_size], as edited, `largest` of it
+        finite.
+        """
+        first = self.cuts[0] if self.cuts else None
+        ids = shortlist(row.numpy(), first.k) if isinstance(first, TopK) else None
+        if ids is not None:
+            row = torch.from_numpy(row.numpy()[ids])
+        if self.temperature is not None:
+            row, largest = self.temperature(row.double()), 0.0
+        softmax = Softmax(row.numpy(), largest)
+        if ids is None:
+            yield from softmax.heads(count)
+        else:
+            yield softmax.all().named(ids)
+
+    def cut(self, ranking: Ranking) -> Ranking:
+        """What the cuts leave of one of `heads`. Raises `BeyondHeadError` if that is too short."""
+        for cut in self.cuts:
+            ranking = cut.cut(ranking)
+        return ranking
+
 
 def build_chain(request: SampleRequest) -> Chain:
     """The processors that this request needs, in the one fixed order; none for a neutral value.
@@ -51,30 +110,30 @@ def build_chain(request: SampleRequest) -> Chain:
     """
     params = request.params
     output_ids = request.token_ids[request.num_prompt_tokens :]
-    chain: list[LogitsProcessor] = []
+    edits: list[LogitsProcessor] = []
     if params.logit_bias:
-        chain.append(LogitBias(dict(params.logit_bias)))
+        edits.append(LogitBias(dict(params.logit_bias)))
     if request.forbidden_ids:
-        chain.append(ForbiddenIds(request.forbidden_ids))
+        edits.append(ForbiddenIds(request.forbidden_ids))
     if params.repetition_penalty != 1.0:
-        chain.append(RepetitionPenalty(params.repetition_penalty, request.token_ids))
+        edits.append(RepetitionPenalty(params.repetition_penalty, request.token_ids))
     if params.frequency_penalty != 0.0:
-        chain.append(FrequencyPenalty(params.frequency_penalty, output_ids))
+        edits.append(FrequencyPenalty(params.frequency_penalty, output_ids))
     if params.presence_penalty != 0.0:
-        chain.append(PresencePenalty(params.presence_penalty, output_ids))
+        edits.append(PresencePenalty(params.presence_penalty, output_ids))
     if params.is_greedy:
-        return Chain(tuple(chain))
-    if params.temperature != 1.0:
-        chain.append(Temperature(params.temperature))
+        return Chain(tuple(edits))
+    cuts: list[Cut] = []
     if params.top_k != 0:
-        chain.append(TopK(params.top_k))
+        cuts.append(TopK(params.top_k))
     if params.top_p != 1.0:
-        chain.append(TopP(params.top_p))
+        cuts.append(TopP(params.top_p))
     if params.min_p != 0.0:
-        chain.append(MinP(params.min_p))
+        cuts.append(MinP(params.min_p))
     if params.typical_p != 1.0:
-        chain.append(TypicalP(params.typical_p))
-    return Chain(tuple(chain))
+        cuts.append(TypicalP(params.typical_p))
+    temperature = Temperature(params.temperature) if params.temperature != 1.0 else None
+    return Chain(tuple(edits), temperature, tuple(cuts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +155,7 @@ class ForbiddenIds:
 
     def __call__(self, row: Tensor) -> Tensor:
         """-inf."""
-        return row.index_fill(0, _to_tensor(self.ids, row.device), -math.inf)
+        return _with(row, self.ids, lambda _: np.array(-math.inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +167,10 @@ class RepetitionPenalty:
 
     def __call__(self, row: Tensor) -> Tensor:
         """logit / penalty if the logit is positive, else logit * penalty."""
-        ids = _to_tensor(set(self.token_ids), row.device)
-        seen = row[ids]
-        return row.index_copy(0, ids, torch.where(seen > 0, seen / self.penalty, seen * self.penalty))
+        penalty = self.penalty
+        return _with(
+            row, set(self.token_ids), lambda seen: np.where(seen > 0, seen / penalty, seen * penalty)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,41 +209,42 @@ class Temperature:
 
 
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(Cut):
     """Keeps the k most probable in rank order: of the tied the lowest ids, never more than k."""
 
     k: int
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """-inf for the others."""
-        return row if self.k >= row.numel() else _keep(row, prefix_of_length(row, self.k).mask(row))
+    def cut(self, ranking: Ranking) -> Ranking:
+        """The first k."""
+        return ranking.first(self.k)
 
 
 @dataclass(frozen=True, slots=True)
-class TopP:
+class TopP(Cut):
     """Keeps the shortest prefix of rank order of probability p or more (Holtzman et al. 2020)."""
 
     p: float
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """-inf for the others."""
-        probs = row.softmax(0)
-        return _keep(row, prefix_of_mass(probs, self.p).mask(probs))
+    def cut(self, ranking: Ranking) -> Ranking:
+        """That prefix."""
+        return ranking.first(ranking.num_to_mass(self.p))
 
 
 @dataclass(frozen=True, slots=True)
-class MinP:
+class MinP(Cut):
     """Keeps what is at least `min_p` times as probable as the most probable (Nguyen et al. 2024)."""
 
     min_p: float
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """-inf where logit < largest logit + ln(min_p)."""
-        return _keep(row, row >= row.max() + math.log(self.min_p))
+    def cut(self, ranking: Ranking) -> Ranking:
+        """Those of a logit >= largest logit + ln(min_p)."""
+        is_kept = ranking.logits >= ranking.logits[0] + math.log(self.min_p)
+        # If all that are listed are kept, one that is not may be, too.
+        return ranking.first(np.count_nonzero(is_kept) + is_kept.all())
 
 
 @dataclass(frozen=True, slots=True)
-class TypicalP:
+class TypicalP(Cut):
     """Keeps the tokens whose surprise is nearest to the expected one, the entropy (Meister et al. 2022).
 
     By |surprise - entropy|, the smallest first, ties by the lowest id: the shortest prefix of
@@ -192,24 +253,27 @@ class TypicalP:
 
     p: float
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """-inf for the others."""
-        probs, logprobs = row.softmax(0), row.log_softmax(0)
-        # NumPy sums in one order; PyTorch splits a long sum among however many threads there are.
-        entropy = float(torch.special.entr(probs).cpu().numpy().sum())
-        ids = ranked(-(logprobs + entropy).abs(), row.numel())
-        kept = torch.from_numpy(ids[: num_to_mass(probs.cpu().numpy()[ids], self.p)]).to(row.device)
-        return _keep(row, torch.zeros_like(row, dtype=torch.bool).index_fill_(0, kept, True))
+    def cut(self, ranking: Ranking) -> Ranking:
+        """That prefix, again in rank order."""
+        if not ranking.is_whole:
+            raise BeyondHeadError
+        probs = ranking.probs
+        surprise = -ranking.logprob(0.0) - ranking.logits
+        distance = np.abs(surprise - (probs * surprise).sum())
+        by_id = ranking.ids.argsort()
+        order = by_id[ordered(-distance[by_id])]
+        return ranking.at(np.sort(order[: num_to_mass(probs[order].cumsum(), self.p)]))
 
 
-def _to_tensor(ids: Collection[int], device: torch.device) -> Tensor:
-    return torch.tensor(list(ids), dtype=torch.int64, device=device)
+def _with(row: Tensor, ids: Collection[int], change: Callable[[Floats], Floats]) -> Tensor:
+    """The row with the logits of these ids, each named once, changed."""
+    changed = row.clone()
+    values, places = changed.numpy(), np.fromiter(ids, np.int64, len(ids))
+    values[places] = change(values[places])
+    return changed
 
 
 def _add(row: Tensor, addends: Mapping[int, float]) -> Tensor:
-    values = torch.tensor(list(addends.values()), dtype=row.dtype, device=row.device)
-    return row.index_add(0, _to_tensor(addends, row.device), values)
-
-
-def _keep(row: Tensor, mask: Tensor) -> Tensor:
-    return row.where(mask, -math.inf)
+    return _with(
+        row, addends, lambda logits: logits + np.fromiter(addends.values(), np.float64, len(addends))
+    )

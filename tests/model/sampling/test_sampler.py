@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -208,3 +209,63 @@ def test_a_row_that_fails_among_the_drafts_is_left_to_its_own_step() -> None:
     assert [token.token_id for token in output.tokens] == [first]
     assert output.error is None
     assert SAMPLER.verify(logits[1:], wish(GREEDY), [second]).error is not None
+
+
+@pytest.mark.parametrize("vocab_size", [49_152, 151_936])
+def test_no_bit_depends_on_the_number_of_threads(vocab_size: int) -> None:
+    """So many ids are shared out among PyTorch's threads; a row's parts then begin elsewhere."""
+    logits = random_logits(len(MIXED), vocab_size)
+    requests = [wish(params) for params in MIXED]
+    num_threads = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(SAMPLER.sample(logits, requests))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert all(output.error is None for output in results[0])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("is_coarse", [False, True], ids=["float32", "bfloat16 ties"])
+@pytest.mark.parametrize("params", [*MIXED, SamplingParams(top_k=300, min_p=1e-4, top_n_tokens=9)])
+def test_observer_is_shown_whole_rows_and_changes_nothing(params: SamplingParams, is_coarse: bool) -> None:
+    """What is chosen quickly, of a few ids, is what the rows shown say."""
+    logits = random_logits(5_000, seed=9) / 2
+    logits = logits.bfloat16().float() if is_coarse else logits
+    params = replace(params, logprobs_mode="processed", top_n_tokens=20)
+    shown: list[Tensor] = []
+    for length in range(1, 20):
+        shown.clear()
+        token = SAMPLER.sample_row(logits, wish(params, length), lambda _, row: shown.append(row))
+        assert token == SAMPLER.sample_row(logits, wish(params, length))
+        row = shown[-1] if shown else logits.double()
+        logprobs = row.log_softmax(0)
+        best = sorted((-logprob, i) for i, logprob in enumerate(logprobs.tolist()) if logprob > -math.inf)
+        assert [i for i, _ in token.top] == [i for _, i in best[:20]]
+        assert [-logprob for _, logprob in token.top] == pytest.approx([logprob for logprob, _ in best[:20]])
+        if params.temperature:
+            assert token.token_id == draw(row, uniform(params.seed, 0, length))
+        else:
+            assert token.token_id == best[0][1]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logprobs_are_near_the_exact_ones(temperature: float, scale: float) -> None:
+    """Within four units in the last place of float64, or of 1.0 where that is more, by 50 digits."""
+    row = random_logits(3_000, seed=11) * scale
+    token = chosen(row, SamplingParams(temperature=temperature, top_n_tokens=20))
+    with localcontext(prec=50):
+        logits = [Decimal(x) / Decimal(temperature or 1.0) for x in row.tolist()]
+        log_sum = sum((x.exp() for x in logits), Decimal(0)).ln()
+        for i, logprob in token.top:
+            exact = logits[i] - log_sum
+            assert abs(Decimal(logprob) - exact) <= 4 * Decimal(math.ulp(max(1.0, -logprob)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_forbidding_every_id_is_an_error_at_every_temperature(temperature: float) -> None:
+    with pytest.raises(SamplingError, match="forbidden"):
+        chosen(random_logits(3), SamplingParams(temperature=temperature), forbidden=(0, 1, 2))
