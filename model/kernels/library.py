@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 # See path.cpp.
 _NAMES = (
-    "linear", "linear_int8", "linear_packed", "activate", "add", "layer_norm", "rms_norm", "rotate", "attend",
+    "linear", "linear_int8", "linear_int4", "linear_packed", "activate", "add", "layer_norm", "rms_norm",
+    "rotate", "attend",
 )  # fmt: skip
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
 _MIXED = frozenset(
-    {"linear_int8", "linear_packed", "rotate", "attend"}
+    {"linear_int8", "linear_int4", "linear_packed", "rotate", "attend"}
 )  # take more than one dtype, on purpose
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
@@ -85,6 +86,19 @@ class Kernels:
         """
         out = self._empty(x, x.shape[0], codes.shape[0])
         self._call("linear_int8", x.shape[0], x, codes, scales, bias, out, x.shape[1], codes.shape[0])
+        return out
+
+    def linear_int4(
+        self, x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """`x @ (scales * (codes - zeros)).T + bias`, the rows of x rounded to int8, in groups of 32 inputs.
+
+        x: [num_rows, in], codes: [out, num_groups * 16], two in a byte; scales, bfloat16, and zeros, uint8:
+        [out, num_groups]; bias: [out] -> [num_rows, out].
+        """
+        out = self._empty(x, x.shape[0], codes.shape[0])
+        numbers = (x.shape[1], codes.shape[0])
+        self._call("linear_int4", x.shape[0], x, codes, scales, zeros, bias, out, *numbers)
         return out
 
     def linear_packed(

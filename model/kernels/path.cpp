@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "int4.h"
 #include "integer.h"
 #include "linear.h"
 #include "packed.h"
@@ -36,6 +37,7 @@ static int called(int (*kernel)(int64_t, Arguments...), int64_t rows, const int6
 
 KERNEL(linear)
 KERNEL(linear_int8)
+KERNEL(linear_int4)
 KERNEL(linear_packed)
 KERNEL(activate)
 KERNEL(add)

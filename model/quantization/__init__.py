@@ -29,7 +29,7 @@ SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
 Quantize = Callable[[Tensor], dict[str, Tensor]]
 AT_LOAD: Mapping[str, tuple[type[QuantizedLinear], Quantize]] = {
     "int8": (int8.Int8RowsLinear, int8.quantize),
-    "int4": (int4.Int4Linear, int4.quantize),
+    "int4": (int4.Int4RowsLinear, int4.quantize),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,13 +59,33 @@ class Int8RowsLinear(Int8Linear):
         return (2 * num_rows * self.in_features + tile + num_rows * self.tile_rows) * torch.float64.itemsize
 
 
+def fill_by_rows(
+    packed: dict[str, Tensor], quantize: Callable[[Tensor], dict[str, Tensor]], weight: Tensor
+) -> None:
+    """What `quantize` makes of the weight, some rows at a time: little memory for the quotients.
+
+    Without memory there is nothing to fill: torch takes a fraction of a millisecond for each operation on such
+    tensors, and a checkpoint's are asked for their shapes twice.
+    """
+    if weight.is_meta:
+        return
+    for start in range(0, len(weight), 256):
+        rows = slice(start, start + 256)
+        for name, part in quantize(weight[rows]).items():
+            packed[name][rows] = part
+
+
 def quantize(weight: Tensor) -> dict[str, Tensor]:
     """The nearest of 255 steps between -max and max of each row. weight: [out, in] -> codes and scales.
 
     A row with NaN or infinity gets such a scale.
     """
-    parts = [_quantize(rows) for rows in weight.split(256)]  # little memory for the quotients
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    packed = {
+        "codes": weight.new_empty(weight.shape, dtype=torch.int8),
+        "scales": weight.new_empty(len(weight), 1, dtype=torch.float32),
+    }
+    fill_by_rows(packed, _quantize, weight)
+    return packed
 
 
 def _quantize(weight: Tensor) -> dict[str, Tensor]:

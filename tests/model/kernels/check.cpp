@@ -17,7 +17,7 @@ extern "C" int verbatim_supports(const char* path);
 typedef int Kernel(int64_t, const int64_t*);
 
 #define DECLARE(path, T, dtype) \
-    extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype;
+    extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -28,7 +28,7 @@ typedef int Kernel(int64_t, const int64_t*);
 EACH_PATH(DECLARE)
 
 struct Kernels {
-    Kernel *linear, *int8, *packed;
+    Kernel *linear, *int8, *int4, *packed;
 };
 
 // With the arguments that the kernel's own function has, from the second on.
@@ -105,6 +105,17 @@ static bool linear_is_right(const Kernels& kernels, Random& random, int64_t rows
     return true;
 }
 
+// A row in int8, and the step between its integers.
+template <class T>
+static float rounded_row(const T* row, int64_t inputs, vector<int>& to) {
+    float largest = 0;
+    for (int64_t i = 0; i < inputs; i++) largest = std::fmax(largest, std::fabs(widened(row[i])));
+    float step = largest / 127.5f;
+    for (int64_t i = 0; i < inputs; i++)
+        to[i] = std::fmin(std::nearbyint(widened(row[i]) / std::fmax(step, 0x1p-126f)), 127.0f);
+    return step;
+}
+
 // The bits of the formula.
 template <class T>
 static bool int8_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
@@ -113,23 +124,51 @@ static bool int8_is_right(const Kernels& kernels, Random& random, int64_t rows, 
     auto scales = random.numbers<float>(outputs);
     vector<T> out(rows * outputs), expected(rows * outputs);
     call(kernels.int8, rows, x.data(), w.data(), scales.data(), bias.data(), out.data(), inputs, outputs);
+    vector<int> row(inputs);
     for (int64_t m = 0; m < rows; m++) {
-        const T* row = x.data() + m * inputs;
-        float largest = 0;
-        for (int64_t i = 0; i < inputs; i++) largest = std::fmax(largest, std::fabs(widened(row[i])));
-        float step = largest / 127.5f;
+        float step = rounded_row(x.data() + m * inputs, inputs, row);
         for (int64_t n = 0; n < outputs; n++) {
             int64_t sum = 0;
-            for (int64_t i = 0; i < inputs; i++) {
-                float near = std::nearbyint(widened(row[i]) / std::fmax(step, 0x1p-126f));
-                sum += (int64_t)std::fmin(near, 127.0f) * w[n * inputs + i];
-            }
+            for (int64_t i = 0; i < inputs; i++) sum += row[i] * w[n * inputs + i];
             T& y = expected[m * outputs + n];
             narrow((float)sum * step * scales[n], y);
             narrow(widened(y) + widened(bias[n]), y);
         }
     }
     return same(out, expected);
+}
+
+// Within the error of the sum over the groups and of two roundings, and each row with its bits alone.
+template <class T>
+static bool int4_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
+    int64_t groups = (inputs + 31) / 32;
+    auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
+    auto codes = random.integers<uint8_t>(outputs * groups * 16), zeros = random.integers<uint8_t>(outputs * groups);
+    auto scales = random.numbers<bfloat16>(outputs * groups);
+    for (uint8_t& zero : zeros) zero &= 15;
+    vector<T> out(rows * outputs), alone(outputs);
+    call(kernels.int4, rows, x.data(), codes.data(), scales.data(), zeros.data(), bias.data(), out.data(), inputs, outputs);
+    double unit = sizeof(T) == 4 ? 0x1p-22 : 0x1p-8;
+    vector<int> row(inputs);
+    for (int64_t m = 0; m < rows; m++) {
+        double step = rounded_row(x.data() + m * inputs, inputs, row);
+        for (int64_t n = 0; n < outputs; n++) {
+            double sum = widened(bias[n]), size = std::fabs(sum);
+            for (int64_t i = 0; i < inputs; i++) {
+                int64_t group = n * groups + i / 32;
+                int code = (codes[n * groups * 16 + i / 2] >> (4 * (i % 2))) & 15;
+                double factor = step * row[i] * widened(scales[group]);
+                sum += factor * (code - zeros[group]);
+                size += std::fabs(factor) * (code + zeros[group]);
+            }
+            double error = std::fabs(widened(out[m * outputs + n]) - sum);
+            if (!(error <= (groups + 8) * 0x1p-24 * size + unit * std::fabs(sum))) return false;
+        }
+        call(kernels.int4, 1, x.data() + m * inputs, codes.data(), scales.data(), zeros.data(), bias.data(), alone.data(),
+             inputs, outputs);
+        if (memcmp(alone.data(), out.data() + m * outputs, outputs * sizeof(T))) return false;
+    }
+    return true;
 }
 
 // The bits of the dense product with the decoded weight.
@@ -168,6 +207,10 @@ static bool passes(const char* path, const char* dtype, const Kernels& kernels) 
                 report("linear", linear_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
                 report("linear_int8", int8_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
             }
+    for (int64_t rows : {1, 2, 3, 4, 9, 33})
+        for (int64_t inputs : {1, 33, 100, 255, 256, 300, 511, 512, 520, 800, 1300})
+            for (int64_t outputs : {1, 2, 19})
+                report("linear_int4", int4_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
     for (int64_t rows : {1, 5, 33})
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
@@ -189,7 +232,8 @@ int main(int count, char** names) {
 #define CHECK(path, T, dtype)                                                                                      \
     if (is_wanted(#path, count, names)) {                                                                          \
         verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
-        Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_packed_##dtype};       \
+        Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype,          \
+                           path##_linear_packed_##dtype};                                                          \
         all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)

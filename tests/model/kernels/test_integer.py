@@ -1,4 +1,4 @@
-"""Native products with quantized weights: the plain path's bits, or those with the decoded weight."""
+"""Native products with quantized weights: the plain path's bits, the decoded weight's, or near to them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.kernels.library import Kernels
-from model.quantization import QuantizedLinear, int8
-from model.quantization.int4 import Int4Linear
-from model.quantization.int8 import MAX_NATIVE_INPUTS, Int8Linear, Int8RowsLinear
+from model.quantization import QuantizedLinear, int4, int8
+from model.quantization.int4 import GROUP_SIZE, Int4Linear, Int4RowsLinear
+from model.quantization.int8 import MAX_NATIVE_INPUTS, Int8Linear, Int8RowsLinear, round_to_int8
 from tests.model.kernels.paths import DTYPES, EACH, same_bits
 from tests.model.kernels.test_linear import random
 
@@ -130,6 +130,127 @@ def test_extremes_stay_in_their_row(kernels: Kernels, dtype: torch.dtype) -> Non
         assert expected[row].isnan().all()
     for row in (0, 2, 5, 6, 7):
         assert same_bits(y[row], expected[row])
+
+
+def int4_layer(inputs: int, outputs: int, dtype: torch.dtype, has_bias: bool) -> Int4RowsLinear:
+    """Of weights that are not symmetric; codes past the last input are any, and stand for nothing."""
+    weight = (
+        random(outputs, inputs, dtype=torch.float32, seed=21)
+        + 0.3 * torch.arange(outputs).unsqueeze(1) / outputs
+    )
+    packed = int4.quantize(weight)
+    if inputs % GROUP_SIZE > 1:
+        packed["codes"][:, -1] = 0xA5
+    layer = Int4RowsLinear(inputs, packed, has_bias)
+    if layer.bias is not None:
+        layer.bias.data = random(outputs, dtype=dtype, seed=22)
+    return layer.requires_grad_(False)
+
+
+def assert_near_the_formula(layer: Int4RowsLinear, x: Tensor, y: Tensor) -> None:
+    """Within the error of a sum over the groups in float32, of two roundings, and of one to the dtype."""
+    rows, steps = (each.double() for each in round_to_int8(x))
+    weight = layer.decoded(slice(None)).double()
+    assert layer.zeros is not None
+    offsets = layer.zeros.double() * layer.scales.double()
+    offsets = offsets.repeat_interleave(GROUP_SIZE, 1)[:, : layer.in_features]
+    bias = 0.0 if layer.bias is None else layer.bias.double()
+    expected = steps * (rows @ weight.t()) + bias
+    # Codes and zero points are added up by themselves.
+    sizes = steps * (rows.abs() @ (weight.abs() + 2 * offsets).t()) + expected.abs()
+    error = (layer.scales.shape[1] + 8) * 2.0**-24 * sizes + torch.finfo(y.dtype).eps * expected.abs()
+    assert y.dtype == x.dtype
+    assert ((y.double() - expected).abs() <= error + torch.finfo(torch.float32).tiny).all()
+
+
+@EACH
+@given(
+    st.sampled_from(DTYPES),
+    st.integers(0, 40),
+    st.one_of(st.integers(1, 300), st.integers(1, 1200)),
+    st.integers(1, 150),
+    st.booleans(),
+    st.integers(-30, 30),
+    st.integers(1, 3),
+)
+@ANY_EXAMPLE
+def test_int4_equals_the_formula(
+    kernels: Kernels,
+    dtype: torch.dtype,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    has_bias: bool,
+    power: int,
+    threads: int,
+) -> None:
+    """Natively and in plain torch; and each row natively has its bits alone, on any number of threads."""
+    layer = int4_layer(inputs, outputs, dtype, has_bias)
+    x = random(rows, inputs, dtype=dtype, seed=23) * 10.0**power
+    alone = [natively(layer, kernels, x[i : i + 1]) for i in range(rows)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = natively(layer, kernels, x)
+        assert_near_the_formula(layer, x, y)
+        assert_near_the_formula(layer, x, layer(x))
+        assert same_bits(y, torch.cat([x.new_empty(0, outputs), *alone]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inputs", [608, 1024])
+def test_int4_rows_have_their_bits_in_any_number(kernels: Kernels, dtype: torch.dtype, inputs: int) -> None:
+    """More outputs than one block, and more than one thread."""
+    layer = int4_layer(inputs, 700, dtype, has_bias=True)
+    x = random(512, inputs, dtype=dtype, seed=24)
+    whole = natively(layer, kernels, x)
+    assert_near_the_formula(layer, x, whole)
+    for rows in range(1, 513, 17):
+        assert same_bits(natively(layer, kernels, x[-rows:]), whole[-rows:])
+    for rows in (2, 3, 4, 5, 7, 15, 16, 31, 32, 33, 511):
+        assert same_bits(natively(layer, kernels, x[-rows:]), whole[-rows:])
+
+
+@EACH
+@pytest.mark.parametrize("code", [0, 15])
+@pytest.mark.parametrize("zero", [0, 15])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_codes_and_rows_do_not_overflow(
+    kernels: Kernels, code: int, zero: int, sign: float
+) -> None:
+    inputs = 1000
+    packed = {
+        "codes": torch.full((3, 512), code * 17, dtype=torch.uint8),
+        "scales": torch.full((3, 32), 2.0, dtype=torch.bfloat16),
+        "zeros": torch.full((3, 32), zero, dtype=torch.uint8),
+    }
+    layer = Int4RowsLinear(inputs, packed, has_bias=False)
+    x = torch.full((5, inputs), sign * 127.5)  # a step of 1, to 127 or to -128
+    expected = torch.full((5, 3), 2.0 * inputs * (code - zero) * (127 if sign > 0 else -128))
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(natively(layer, kernels, x), expected)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int4_extremes_stay_in_their_row(kernels: Kernels, dtype: torch.dtype) -> None:
+    layer = int4_layer(100, 30, dtype, has_bias=True)
+    x = random(8, 100, dtype=dtype, seed=25)
+    x[1, 3], x[3, 99], x[4, 0] = torch.nan, torch.inf, -torch.inf
+    x[5], x[7] = 0.0, torch.finfo(dtype).tiny / 4
+    x[6] *= torch.finfo(dtype).max / 1e4
+    y = natively(layer, kernels, x)
+    for row in (1, 3, 4):
+        assert y[row].isnan().all()
+        assert layer(x)[row].isnan().all()
+    finite = torch.tensor([0, 2, 5, 6, 7])
+    assert_near_the_formula(layer, x[finite], y[finite])
+    assert_near_the_formula(layer, x[finite], layer(x)[finite])
+    for row in finite:
+        assert same_bits(natively(layer, kernels, x[row].unsqueeze(0))[0], y[row])
 
 
 @EACH

@@ -14,17 +14,19 @@ from torch import Tensor
 
 from model.counting import count_parameters, count_weight_bytes
 from model.decoder import Decoder
+from model.kernels.library import open_library
 from model.linear import ROW_BLOCK, Linear
 from model.loader import load, open_folder
 from model.quantization import AT_LOAD, QuantizedLinear
-from model.quantization.int4 import GROUP_SIZE, Int4Linear, pack, unpack
-from model.quantization.int8 import Int8Linear, Int8RowsLinear
+from model.quantization.int4 import GROUP_SIZE, Int4Linear, Int4RowsLinear, pack, unpack
+from model.quantization.int8 import Int8Linear, Int8RowsLinear, round_to_int8
 from model.quantization.linear import TILE_ELEMENTS
 from tests.model.decoders import LLAMA_LIKE, Stepper, cut, random_decoder, random_ids, whole
 from tests.model.folders import stored_tensors, write_folder
+from tests.model.kernels.paths import ON_AND_OFF
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
-KINDS = ("int8", "int4", "w8a16", "ordered", "table")
+KINDS = ("int8", "int4", "w8a16", "w4a16", "ordered", "table")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +45,7 @@ def quantized(weight: Tensor, kind: str, has_bias: bool = True) -> QuantizedLine
         packed = AT_LOAD["int4"][1](weight)
         if kind == "ordered":
             packed["order"] = torch.randperm(num_inputs, generator=torch.Generator().manual_seed(1))
-        else:
+        elif kind == "table":
             del packed["zeros"]
             packed["table"] = torch.linspace(-1.0, 1.0, 16)
         layer = Int4Linear(num_inputs, packed, has_bias)
@@ -90,7 +92,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(kind: str) -> None:
     assert torch.equal(products[0], products[2])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "int8"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in AT_LOAD])
 def test_a_product_is_that_with_the_decoded_weight(kind: str) -> None:
     layer = quantized(drawn(300, 2048), kind)
     x = drawn(5, 2048, seed=6)
@@ -98,6 +100,18 @@ def test_a_product_is_that_with_the_decoded_weight(kind: str) -> None:
     assert layer.bias is not None
     expected = ordered.double() @ layer.decoded(slice(None)).double().t() + layer.bias.double()
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", AT_LOAD)
+def test_a_product_is_that_of_the_rounded_rows(kind: str) -> None:
+    layer = quantized(drawn(300, 2000), kind)
+    x = drawn(5, 2000, seed=6)
+    rows, steps = round_to_int8(x)
+    assert layer.bias is not None
+    rounded = rows.double() * steps
+    expected = rounded @ layer.decoded(slice(None)).double().t() + layer.bias.double()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert ((rounded - x).abs() <= 0.5001 * steps).all()
 
 
 weights = st.builds(
@@ -161,10 +175,12 @@ def quantize_all(decoder: Decoder, kind: str) -> Decoder:
     return decoder
 
 
+@ON_AND_OFF
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_alone_equals_among_others_and_any_chunking(kind: str, dtype: torch.dtype) -> None:
+def test_alone_equals_among_others_and_any_chunking(path: str, kind: str, dtype: torch.dtype) -> None:
     decoder = quantize_all(random_decoder(CONFIG, dtype), kind)
+    decoder.use(open_library(path))
     sequences = [random_ids(11 + 7 * i, CONFIG.vocab_size, seed=i) for i in range(6)]
     expected = [whole(decoder, ids) for ids in sequences]
     stepper = Stepper(decoder, len(sequences))
@@ -193,7 +209,7 @@ def test_a_folder_is_quantized_as_it_is_loaded(tmp_path: Path, kind: str, is_tie
         if isinstance(module, Linear):
             held = decoder.get_submodule(path)
             kind_here = "int8" if is_tied and path == "output" else kind
-            assert type(held) is (Int8RowsLinear if kind_here == "int8" else Int4Linear)
+            assert type(held) is (Int8RowsLinear if kind_here == "int8" else Int4RowsLinear)
             expected = quantized(module.weight.detach(), kind_here)
             assert torch.equal(held.codes, expected.codes)
             assert torch.equal(held.scales, expected.scales)
@@ -204,9 +220,8 @@ def test_a_folder_is_quantized_as_it_is_loaded(tmp_path: Path, kind: str, is_tie
         assert table is decoder.get_submodule("output")
         rows = table.decoded(ids)
         assert (decoder.embedding(ids) == rows * decoder.embedding.scale).all()
-        assert (rows - saved.embedding.weight[ids]).abs().max() < saved.embedding.weight[
-            ids
-        ].abs().max() / 250
+        exact = saved.embedding.weight[ids]
+        assert (rows - exact).abs().max() < exact.abs().max() / 250
     else:
         assert torch.equal(decoder.embedding.weight, saved.embedding.weight)
 
