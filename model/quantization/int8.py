@@ -64,8 +64,8 @@ def fill_by_rows(
 ) -> None:
     """What `quantize` makes of the weight, some rows at a time: little memory for the quotients.
 
-    Without memory there is nothing to fill: torch takes a fraction of a millisecond for each operation on such
-    tensors, and a checkpoint's are asked for their shapes twice.
+    Without memory there is nothing to fill: torch takes a fraction of a millisecond for each operation on
+    such tensors, and a checkpoint's are asked for their shapes twice.
     """
     if weight.is_meta:
         return
