@@ -129,7 +129,7 @@ class Parameters:
             self._install_table()
 
     def _install_table(self) -> None:
-        """A tied table: int8 even where layers have fewer bits, since a row is all that stands for a token."""
+        """A tied table: int8 even where layers have fewer bits: a row is all that stands for a token."""
         embedding, output = self._decoder.embedding, self._decoder.output
         table = int8.Int8RowsLinear(
             output.weight.shape[1], int8.quantize(output.weight), output.bias is not None
