@@ -41,7 +41,7 @@ class RunnerOptions:
     quantize: str = "none"  # or int8, int4: of linear layers, as they are loaded
     device: str = "auto"  # cuda where there is one, else cpu
     kernels: str = "auto"  # the path of the native kernels: the fastest here; or its name, or torch for none
-    num_threads: int = 0  # of the CPU's matrix products; 0: all cores but one, which the front needs
+    num_threads: int = 0  # of the CPU's matrix products; 0: one for each core
     kv_cache_tokens: int = 0  # 0: `max_num_seqs` sequences of full length, or what memory allows
     max_batch_tokens: int = 512
     max_num_seqs: int = 32
@@ -177,7 +177,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
     """Everything before the weights: the process set up, the folder opened, the memory divided."""
     keep_freed_memory()
     device = torch.device(_choose_device(options.device))
-    torch.set_num_threads(options.num_threads or max(1, num_cores() - 1))
+    torch.set_num_threads(options.num_threads or num_cores())
     kernels = _choose_kernels(options.kernels, device)
     folder = open_folder(path, options.dtype, options.quantize)
     memory = plan_memory(

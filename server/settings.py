@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=1024,
-        description="compute threads on the CPU; 0 is all cores but one, which the front needs",
+        description="compute threads on the CPU; 0 is one for each core",
     )
     kv_cache_tokens: int = Field(
         default=0,
