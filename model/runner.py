@@ -5,6 +5,7 @@ Decides how a step is computed; which sequences are in it, the engine decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from model.linear import ROW_BLOCK
 from model.loader import ModelFolder, Progress, load, open_folder
 from model.machine import free_bytes, num_cores, resident_bytes
 from model.plan import max_pairs, plan_memory
+from model.sampling.ranking import Softmax
 from model.sampling.sampler import Sampler
 from model.sampling.sampling_params import SamplingParams
 
@@ -129,17 +131,15 @@ class ModelRunner:
 
     def _with_targets(self, output: StepOutput, rows: Tensor, target_ids: Sequence[int]) -> StepOutput:
         """The output with the log-probability of each target after its row. rows: [num_rows, hidden_size]."""
-        targets = torch.tensor(target_ids, device=self.device).unsqueeze(1)
-        parts = [
-            torch.log_softmax(self.decoder.logits(part).double(), -1).gather(1, target)
-            for part, target in zip(
-                rows[: len(target_ids)].split(ROW_BLOCK), targets.split(ROW_BLOCK), strict=True
-            )
-        ]  # in parts: [num_rows, vocab_size] whole would be a gigabyte for a large vocabulary
-        logprobs = torch.cat(parts).flatten()
-        if not torch.isfinite(logprobs).all():
-            return StepOutput(error="the model's logits for the prompt hold NaN or infinity")
-        return msgspec.structs.replace(output, target_logprobs=tuple(logprobs.tolist()))
+        logprobs: list[float] = []
+        # In parts: [num_rows, vocab_size] whole would be a gigabyte for a large vocabulary.
+        for part in rows[: len(target_ids)].split(ROW_BLOCK):
+            for row in self.decoder.logits(part).cpu().numpy():
+                logit, largest = row[target_ids[len(logprobs)]].item(), row.max().item()
+                if not (math.isfinite(logit) and math.isfinite(largest)):
+                    return StepOutput(error="the model's logits for the prompt hold NaN or infinity")
+                logprobs.append(Softmax(row, largest).logprob(logit))  # the bits that generation gives
+        return msgspec.structs.replace(output, target_logprobs=tuple(logprobs))
 
 
 _TINY = DecoderConfig(

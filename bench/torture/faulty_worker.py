@@ -20,7 +20,7 @@ from torch import Tensor
 from model.interface import SampleRequest, StepItem, StepOutput
 from model.runner import ModelRunner
 from model.sampling import sampler
-from model.sampling.processors import Observer, build_chain
+from model.sampling.processors import Chain, build_chain
 from server.engine import worker
 
 ONCE_FOLDER: Final = "TORTURE_ONCE_FOLDER"  # environment: where a fault that has struck leaves its file
@@ -93,24 +93,17 @@ class FaultyRunner(ModelRunner):
         return super().execute(items)
 
 
-class FaultyChain:
-    """A chain whose processors may fail."""
-
-    def __init__(self, request: SampleRequest) -> None:
-        self._request = request
-        self._chain = build_chain(request)
-
-    def __call__(self, row: Tensor, observer: Observer | None = None) -> Tensor:
-        """row: [vocab_size]."""
-        if strikes(self._request, Fault.PROCESSOR):
-            raise RuntimeError("a fault in a processor, as asked for")
-        return self._chain(row, observer)
+def faulty_chain(request: SampleRequest) -> Chain:
+    """The request's processors; an exception in place of them, if it asks for that."""
+    if strikes(request, Fault.PROCESSOR):
+        raise RuntimeError("a fault in a processor, as asked for")
+    return build_chain(request)
 
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what aborts here leaves no core
     with (
         mock.patch.object(worker, "ModelRunner", FaultyRunner),
-        mock.patch.object(sampler, "build_chain", FaultyChain),
+        mock.patch.object(sampler, "build_chain", faulty_chain),
     ):
         worker.main()

@@ -204,7 +204,8 @@ class Stepper:
         self, decoder: Decoder, num_sequences: int, max_pairs: int = 1000, *, is_recorded: bool = True
     ) -> None:
         config = decoder.config
-        dtype = decoder.embedding.weight.dtype
+        embedding = decoder.embedding
+        dtype = embedding.weight.dtype if embedding.table is None else embedding.table_dtype
         per_sequence = -(-config.max_positions // BLOCK_SIZE)
         order = torch.randperm(num_sequences * per_sequence, generator=torch.Generator().manual_seed(1))
         self.tables = [part.tolist() for part in order.split(per_sequence)]

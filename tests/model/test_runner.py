@@ -72,7 +72,7 @@ def test_target_logprobs_are_of_the_softmax_in_float64(runner: ModelRunner) -> N
     [output] = runner.execute([asked])
     logprobs = torch.log_softmax(whole(runner.decoder, ids).double(), -1)
     expected = [logprobs[row, target].item() for row, target in enumerate(ids[1:])]
-    assert output.target_logprobs == tuple(expected)
+    assert output.target_logprobs == pytest.approx(expected, rel=1e-14)  # whose sum is in another order
     assert len(output.tokens) == 1
 
 
