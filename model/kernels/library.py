@@ -29,9 +29,8 @@ _NAMES = (
     "rotate", "attend",
 )  # fmt: skip
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
-_MIXED = frozenset(
-    {"linear_int8", "linear_int4", "linear_packed", "rotate", "attend"}
-)  # take more than one dtype, on purpose
+# Take more than one dtype, on purpose.
+_MIXED = frozenset({"linear_int8", "linear_int4", "linear_packed", "rotate", "attend"})
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 

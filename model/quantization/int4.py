@@ -47,9 +47,7 @@ class Int4RowsLinear(Int4Linear):
             return self.kernels.linear_int4(x, self.codes, self.scales, self.zeros, self.bias)
         rows, row_scales = round_to_int8(x)
         out = rows.new_zeros(x.shape[0], self.out_features)
-        for group, some in enumerate(
-            rows.split(GROUP_SIZE, 1)
-        ):  # [num_tokens, GROUP_SIZE], the last may be less
+        for group, some in enumerate(rows.split(GROUP_SIZE, 1)):  # [num_tokens, GROUP_SIZE] or, at last, less
             columns = slice(group * GROUP_SIZE // 2, (group + 1) * GROUP_SIZE // 2)
             integers = unpack(self.codes[:, columns]).float() - self.zeros[:, group, None].float()
             out.addcmul_(some @ integers[:, : some.shape[1]].t(), self.scales[:, group].float())
