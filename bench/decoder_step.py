@@ -1,7 +1,8 @@
-"""Where one step of the model goes: batch layout, linear layers, attention, sampling, and the rest.
+"""Where one step of the model goes: its kernels, the batch's layout, sampling, and the rest.
 
-The rest is what happens between them: norms, activations, sums, embeddings, Python. A step is timed as it
-is; its parts are timed in steps of their own, since each clock around a part costs a microsecond.
+Kernels are the native ones, or else linear layers and attention in plain torch; the rest is Python between
+them, and in plain torch norms, activations and sums. A step is timed as it is; its parts are timed in steps
+of their own, since each clock around a part costs a microsecond.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 from unittest import mock
 
 import typer
@@ -34,21 +35,30 @@ from model.sampling.sampling_params import SamplingParams
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DTYPES = ("float32", "bfloat16")
+WIDTHS = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "int8": ("auto", "int8")}
 DECODE_CONTEXT = 200  # tokens in the cache of each sequence that decodes
 DECODE_WIDTHS = (1, 8, 32)
 PREFILL_TOKENS = 512
 SAMPLE_S = 0.2  # how long a step is repeated in a round, once as it is and once in parts
 
-PARTS = (
-    ("layout", ForwardBatch, "build"),
-    ("layout", PagedAttention, "__init__"),
-    ("layout", NativeAttention, "__init__"),
-    ("linear", Linear, "forward"),
-    ("attention", PagedAttention, "__call__"),
-    ("attention", NativeAttention, "__call__"),
-    ("sampling", Sampler, "sample"),
-)
+COLUMNS = ("step", "kernels", "layout", "sampling", "rest")
+
+
+def parts_of(runner: ModelRunner) -> list[tuple[str, object, str]]:
+    """What is timed: (part, whose, which method); none of them calls another."""
+    kernels = runner.decoder.kernels
+    computing: list[tuple[object, str]]
+    if kernels is None:
+        computing = [(Linear, "forward"), (PagedAttention, "__call__")]
+    else:
+        computing = [(kernels, "run"), (kernels, "_call")]
+    return [
+        *(("kernels", owner, name) for owner, name in computing),
+        ("layout", ForwardBatch, "build"),
+        ("layout", PagedAttention, "__init__"),
+        ("layout", NativeAttention, "__init__"),
+        ("sampling", Sampler, "sample"),
+    ]
 
 
 def prompt_item(place: int, num_tokens: int) -> StepItem:
@@ -76,11 +86,16 @@ def _item(place: int, token_ids: list[int], start: int) -> StepItem:
     )
 
 
-def load_runner(folder: Path, dtype: str, num_threads: int) -> ModelRunner:
+def load_runner(folder: Path, width: str, num_threads: int) -> ModelRunner:
     """The model, with `DECODE_CONTEXT` tokens of each of the widest step's sequences in its cache."""
     num_tokens = max(DECODE_WIDTHS) * (DECODE_CONTEXT + BLOCK_SIZE) + PREFILL_TOKENS
+    dtype, quantize = WIDTHS[width]
     options = RunnerOptions(
-        model_id=folder.name, dtype=dtype, num_threads=num_threads, kv_cache_tokens=num_tokens
+        model_id=folder.name,
+        dtype=dtype,
+        quantize=quantize,
+        num_threads=num_threads,
+        kv_cache_tokens=num_tokens,
     )
     runner = ModelRunner.load(folder, options, lambda done, total: None)
     for place in range(max(DECODE_WIDTHS)):
@@ -100,14 +115,15 @@ def repeated(step: Callable[[], object]) -> Iterator[float]:
 class Parts:
     """The milliseconds that the parts of the current step have taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
+        self._parts = parts_of(runner)
         self.spent_ms: dict[str, float] = defaultdict(float)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Puts a clock around every part."""
         with contextlib.ExitStack() as stack:
-            for part, owner, name in PARTS:
+            for part, owner, name in self._parts:
                 watched = self._watch(part, getattr(owner, name))
                 stack.enter_context(mock.patch.object(owner, name, watched))
             yield
@@ -126,7 +142,7 @@ class Parts:
 def sample_round(runner: ModelRunner, items: list[StepItem], samples: dict[str, list[float]]) -> None:
     """Add a round's samples: the step's milliseconds, and those of its parts."""
     samples["step"].extend(repeated(lambda: runner.execute(items)))
-    parts = Parts()
+    parts = Parts(runner)
 
     def step() -> None:
         parts.spent_ms.clear()
@@ -139,7 +155,14 @@ def sample_round(runner: ModelRunner, items: list[StepItem], samples: dict[str, 
             samples["rest"].append(step_ms - sum(parts.spent_ms.values()))
 
 
-def main(model: ModelArgument = EMBEDDED_MODEL, rounds: RoundsOption = 5, threads: ThreadsOption = 1) -> None:
+def main(
+    model: ModelArgument = EMBEDDED_MODEL,
+    rounds: RoundsOption = 5,
+    threads: ThreadsOption = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"of {', '.join(WIDTHS)}; may be given again")
+    ] = None,
+) -> None:
     """Measure one step and its parts; print a table and a line of JSON."""
     folder = model.resolve()
     facts = machine() | {"model": folder.name, "threads": threads, "rounds": rounds}
@@ -148,21 +171,24 @@ def main(model: ModelArgument = EMBEDDED_MODEL, rounds: RoundsOption = 5, thread
         f"decode {n} at {DECODE_CONTEXT}": [decode_item(place) for place in range(n)] for n in DECODE_WIDTHS
     }
     steps[f"prefill {PREFILL_TOKENS}"] = [prompt_item(0, PREFILL_TOKENS)]
-    runners = {dtype: load_runner(folder, dtype, threads) for dtype in DTYPES}
+    runners = {width: load_runner(folder, width, threads) for width in only or WIDTHS}
     samples: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds):
         for name, items in steps.items():
-            for dtype, runner in runners.items():
-                sample_round(runner, items, samples[name, dtype])
+            for width, runner in runners.items():
+                sample_round(runner, items, samples[name, width])
 
-    columns = ("step", *dict.fromkeys(part for part, _, _ in PARTS), "rest")
-    table = Table("median ms of", "dtype", *columns, "tokens/s")
+    table = Table("median ms of", "", *COLUMNS, "step / kernels", "tokens/s")
     figures = []
-    for (name, dtype), sample in samples.items():
-        ms = {column: median(sample[column]) for column in columns}
+    for (name, width), sample in samples.items():
+        ms = {column: median(sample[column]) for column in COLUMNS}
+        over_kernels = ms["step"] / ms["kernels"]
         tokens_per_s = 1000 / ms["step"] * sum(len(item.token_ids) for item in steps[name])
-        table.add_row(name, dtype, *(f"{value:,.2f}" for value in ms.values()), f"{tokens_per_s:,.0f}")
-        figures.append({"of": name, "dtype": dtype, "ms": ms, "tokens_per_s": tokens_per_s})
+        cells = [f"{value:,.2f}" for value in (*ms.values(), over_kernels)]
+        table.add_row(name, width, *cells, f"{tokens_per_s:,.0f}")
+        figures.append(
+            {"of": name, "width": width, "ms": ms, "over_kernels": over_kernels, "tokens_per_s": tokens_per_s}
+        )
     Console(width=110).print(table)
     print(json.dumps({"bench": "decoder_step", **facts, "steps": figures}))
 

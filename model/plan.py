@@ -185,8 +185,8 @@ def _step_bytes(
     feed_forward = rows * max(
         _feed_forward_row(config, layer, width, is_native) for layer in range(config.num_layers)
     )
-    # Of each sampled row, guesses included, as computed and in float32; or of a block of a prompt's rows, while
-    # the block before it is still held in float32. And one row's sums in float64.
+    # Of each sampled row, guesses included, as computed and in float32; or of a block of a prompt's rows,
+    # while the block before it is still held in float32. And one row's sums in float64.
     of_row = single if width == single else width + single
     logits = config.vocab_size * (max(num_sampled * of_row, ROW_BLOCK * (of_row + single)) + 8 * 8)
     return layout + stream + max(attention, feed_forward, logits)

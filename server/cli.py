@@ -188,6 +188,7 @@ def generate(
 
 
 async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> None:
+    wish = parse_body(GenerateBody, msgspec.json.encode(body))  # before a model is loaded for it
     client = worker_client(settings, folder)
     await client.start()
     try:
@@ -202,7 +203,7 @@ async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> N
             version=server_version(),
             defaults=from_folder(read_generation_defaults, folder),
         )
-        job = translate(parse_body(GenerateBody, msgspec.json.encode(body)), front, is_stream=True)
+        job = translate(wish, front, is_stream=True)
         generation = Generation(job, client.submit(job.request), front, time.monotonic())
         sys.stdout.write(body["inputs"])
         async for outputs in generation.stream:

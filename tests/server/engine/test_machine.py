@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -54,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.harness.finish()
 
 
+@pytest.mark.no_cover
 def test_nothing_is_lost_doubled_starved_or_changed() -> None:
     run_state_machine_as_test(EngineMachine, settings=settings(max_examples=60, stateful_step_count=30))
 

@@ -74,11 +74,12 @@ def pairs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return pair
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(scope="module", params=BUILDERS)  # so all tests of one run one after another
 def pair(request: pytest.FixtureRequest, pairs: Callable[[str], Pair]) -> Pair:
     return pairs(request.param)
 
 
+@pytest.mark.no_cover
 def test_texts_become_the_ids_that_transformers_gives_them(pair: Pair, shared_data: Path) -> None:
     hostile = json.loads((shared_data / "robustness/blns.json").read_text(encoding="utf-8"))
     for text in [*pair.texts(300), *SENTENCES, *hostile]:
@@ -167,6 +168,7 @@ def test_a_tiktoken_file_does_what_tiktoken_does(
         assert ours.decode(ours.encode(text), skip_special_tokens=False) == text
 
 
+@pytest.mark.no_cover
 def test_qwens_ranks_give_the_ids_of_qwen2(
     pairs: Callable[[str], Pair], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +198,7 @@ def test_a_text_that_nfc_shrinks_has_no_fewer_tokens_than_its_bound(tmp_path: Pa
     assert len(tokenizer.encode("e\u0301" * 64)) == 1  # of 128 bytes, made of 192
 
 
+@pytest.mark.no_cover
 def test_nfc_makes_no_more_than_four_bytes_one() -> None:
     """Over every character: of the longest spelling of each of its parts."""
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
@@ -308,12 +311,13 @@ def test_dropout_of_merges_is_off(tmp_path: Path) -> None:
 WORST = ["gpt2", "qwen2", "phi-3", "mistral, not legacy", "llama of a small unigram", "gemma"]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", WORST)
 @pytest.mark.parametrize("character", ["a", " ", "\u0301", "👍"])
 def test_one_character_over_and_over_does_not_hang(
     name: str, character: str, pairs: Callable[[str], Pair]
 ) -> None:
-    """One word of 200,000 characters: a second at most, and hours if merging them were quadratic."""
+    """One word of 100,000 characters: a second at most, and an hour if merging them were quadratic."""
     tokenizer = pairs(name).ours
-    ids = tokenizer.encode(character * 200_000, add_special_tokens=False)
-    assert tokenizer.decode(ids) in (character * 200_000, " " * 199_999)  # Llama's leading space is dropped
+    ids = tokenizer.encode(character * 100_000, add_special_tokens=False)
+    assert tokenizer.decode(ids) in (character * 100_000, " " * 99_999)  # Llama's leading space is dropped
