@@ -48,6 +48,7 @@ class ModelInfo:
     quantization: str | None  # the format of linear layers' weights, if they are not of `dtype`
     device: str
     kernels: str
+    library: str  # PyTorch, and what it computes with
     fingerprint: str  # SHA-256 over configuration, tokenizer and weights, in hexadecimal; "" if only planned
     num_parameters: int
     vocab_size: int
@@ -57,10 +58,10 @@ class ModelInfo:
     num_blocks: int
     memory: MemoryPlan
 
-    @property
-    def answer_fingerprint(self) -> str:
-        """What an answer's bits depend on beside its request: files, dtype, quantization, kernels."""
-        return "-".join(filter(None, (self.fingerprint[:16], self.dtype, self.quantization, self.kernels)))
+    def answer_fingerprint(self, version: str) -> str:
+        """What an answer's bits depend on beside its request; `version` is that of the server."""
+        parts = (self.fingerprint[:16], self.dtype, self.quantization, self.kernels, self.library, version)
+        return "-".join(filter(None, parts))
 
     @property
     def max_total_tokens(self) -> int:

@@ -25,6 +25,15 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def library(device: torch.device) -> str:
+    """PyTorch, and what it computes with: either may change the last bits of an exponential."""
+    if device.type == "cuda":
+        what = torch.cuda.get_device_name(device).replace(" ", "_")
+    else:
+        what = torch.backends.cpu.get_cpu_capability()
+    return f"torch_{torch.__version__}_{what}".lower()
+
+
 def resident_bytes() -> int:
     """The memory that this process holds now."""
     return int(psutil.Process().memory_info().rss)

@@ -27,7 +27,7 @@ from model.kernels.recording import MAX_ROWS, RecordedLayers
 from model.kv_cache import BLOCK_SIZE, KVCache
 from model.linear import ROW_BLOCK
 from model.loader import ModelFolder, Progress, load, open_folder
-from model.machine import free_bytes, num_cores, resident_bytes
+from model.machine import free_bytes, library, num_cores, resident_bytes
 from model.plan import max_pairs, plan_memory
 from model.sampling.ranking import Softmax
 from model.sampling.sampler import Sampler
@@ -200,6 +200,7 @@ def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
         quantization=folder.quantization,
         device=str(device),
         kernels=NO_PATH if kernels is None else kernels.path,
+        library=library(device),
         fingerprint="",
         num_parameters=count_parameters(folder.decoder),
         vocab_size=config.vocab_size,

@@ -43,7 +43,7 @@ class Generation:
         self._timings = Timings(queue_s=0.0, prefill_s=0.0, decode_s=0.0)  # every token brings newer ones
         self._prompt_logprobs: tuple[float, ...] = ()
         self._arrived_s = self._last_s = arrived_s
-        self._fingerprint = front.model_info().answer_fingerprint
+        self._fingerprint = front.model_info().answer_fingerprint(front.version)
         self._metrics.accepted(len(job.request.prompt_ids))
 
     @property

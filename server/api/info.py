@@ -57,6 +57,7 @@ class InfoAnswer(Answer):
     quantization: str | None = Field(description="the format of the linear layers' weights, if it is another")
     fingerprint: str = Field(description="SHA-256 over configuration, tokenizer and weights")
     kernels: str
+    library: str = Field(description="PyTorch, and what it computes with")
     vocab_size: int
     max_concurrent_requests: int
     max_best_of: int
@@ -81,6 +82,7 @@ async def info(front: FrontDep) -> InfoAnswer:
         quantization=model.quantization,
         fingerprint=model.fingerprint,
         kernels=model.kernels,
+        library=model.library,
         vocab_size=model.vocab_size,
         max_concurrent_requests=settings.max_concurrent_requests,
         max_best_of=MAX_CHOICES,

@@ -29,7 +29,7 @@ MEMORY = MemoryPlan(
 )  # fmt: skip
 INFO = ModelInfo(
     model_id="fake", model_type="fake", dtype="float32", quantization=None, device="cpu", kernels="none",
-    fingerprint="0123456789abcdef" * 4, num_parameters=1, vocab_size=259, max_positions=512,
+    library="lib", fingerprint="0123456789abcdef" * 4, num_parameters=1, vocab_size=259, max_positions=512,
     block_size=16, num_blocks=64, memory=MEMORY, end_token_ids=(END_ID,),
 )  # fmt: skip
 

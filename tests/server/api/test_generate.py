@@ -90,7 +90,9 @@ def test_details_come_only_when_asked_for(live: Live) -> None:
 
 def test_an_answer_names_what_its_bits_depend_on(live: Live) -> None:
     info = live.http.get("/info").json()
-    expected = f"{info['fingerprint'][:16]}-{info['model_dtype']}-{info['kernels']}"
+    expected = "-".join(
+        (info["fingerprint"][:16], info["model_dtype"], info["kernels"], info["library"], info["version"])
+    )
     details = live.generate(max_new_tokens=2, details=True).json()["details"]
     assert details["fingerprint"] == expected
     last = parse_events(live.generate("abc", "/generate_stream", max_new_tokens=2).content)[-1]

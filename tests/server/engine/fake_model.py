@@ -61,6 +61,7 @@ class FakeModel:
             quantization=None,
             device="none",
             kernels="none",
+            library="none",
             fingerprint="0" * 64,
             num_parameters=0,
             vocab_size=VOCAB_SIZE,
