@@ -28,6 +28,7 @@ from model.interface import SampleRequest, StepItem
 from model.kernels.attention import NativeAttention
 from model.kv_cache import BLOCK_SIZE
 from model.linear import Linear
+from model.pairs import PairLayout
 from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampler import Sampler
 from model.sampling.sampling_params import SamplingParams
@@ -55,6 +56,7 @@ def parts_of(runner: ModelRunner) -> list[tuple[str, object, str]]:
     return [
         *(("kernels", owner, name) for owner, name in computing),
         ("layout", ForwardBatch, "build"),
+        ("layout", PairLayout, "build"),
         ("layout", PagedAttention, "__init__"),
         ("layout", NativeAttention, "__init__"),
         ("sampling", Sampler, "sample"),

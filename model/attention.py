@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.embeddings import Rotate
 from model.kv_cache import KVCache
@@ -68,21 +67,25 @@ class PagedAttention:
     (Milakov & Gimelshein 2018; Dao et al. 2022). Computed in float32 whatever the cache's dtype.
     """
 
-    def __init__(self, batch: ForwardBatch, cache: KVCache, config: DecoderConfig, max_pairs: int) -> None:
-        """max_pairs: how many pairs of a query tile and a key tile are computed in one go (see pairs.py)."""
-        device = batch.positions.device
-        self.layout = PairLayout.build(batch.items, max_pairs, device, config.layer_windows)
+    def __init__(self, layout: PairLayout, cache: KVCache, config: DecoderConfig) -> None:
+        """layout: of the step, for the windows of the decoder's layers."""
+        self.layout = layout
         self.cache = cache
         self.config = config
         self.group_size = config.num_heads // config.num_kv_heads
-        self.masks = {
-            window: [_Mask(group, self.group_size, window) for group in groups]
-            for window, groups in self.layout.groups.items()
-        }
+        self.masks: dict[int | None, list[_Mask]] = {}
         self.slopes = None
         if config.alibi_slopes:
-            slopes = torch.tensor(config.alibi_slopes, device=device)
+            slopes = torch.tensor(config.alibi_slopes, device=layout.slots.device)
             self.slopes = self._by_kv_head(slopes)  # [num_kv_heads, 1, group_size, 1]
+        self.mask()
+
+    def mask(self) -> None:
+        """Compute the masks, again if what the layout's tensors hold has changed."""
+        self.masks = {
+            window: [_Mask(group, self.group_size, window, self.layout.is_fixed) for group in groups]
+            for window, groups in self.layout.groups.items()
+        }
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
         """Writes k and v to the cache, then looks up each row of q."""
@@ -106,7 +109,7 @@ class PagedAttention:
         tiles = tiles.permute(2, 0, 1, 3, 4).flatten(2, 3)
         queries = tiles.index_select(1, group.pair_query)  # [num_kv_heads, num_pairs, ...]
         keys, values = self.cache.read_tiles(layer, group.pair_blocks)
-        values.flatten(1, 2).index_fill_(1, mask.unseen_keys, 0.0)
+        mask.clear_unseen(values)
 
         # Dot products (q is scaled already), mask, softmax (its division comes last), weighted sum of V.
         scores = self._adjusted(_batched_product(queries, keys.transpose(-1, -2)), group)
@@ -156,15 +159,26 @@ def softcap(scores: Tensor, cap: float) -> Tensor:
 class _Mask:
     """No position sees a later one, nor one before its window: the keys hidden from each row of each pair."""
 
-    def __init__(self, group: PairGroup, group_size: int, window: int | None) -> None:
+    def __init__(self, group: PairGroup, group_size: int, window: int | None, is_fixed: bool) -> None:
         keys = group.key_positions()[:, None, :]
         queries = group.query_positions[group.pair_query][:, :, None]
         hidden = keys > queries  # [num_pairs, QUERY_TILE, KEY_TILE]
         if window is not None:
             hidden |= keys <= queries - window
         self.is_hidden = hidden.repeat_interleave(group_size, 1)
-        # Keys that no row sees may be left from another sequence: 0 * NaN would carry its NaN over.
-        self.unseen_keys = hidden.all(1).flatten().nonzero().squeeze(1)  # of [num_pairs * KEY_TILE]
+        self._is_unseen = hidden.all(1)  # [num_pairs, KEY_TILE]
+        # They are few, but how many depends on the step.
+        self._unseen_keys = None if is_fixed else self._is_unseen.flatten().nonzero().squeeze(1)
+
+    def clear_unseen(self, values: Tensor) -> None:
+        """Keys that no row sees may be left from another sequence: 0 * NaN would carry its NaN over.
+
+        values: [num_kv_heads, num_pairs, KEY_TILE, head_dim], changed in place.
+        """
+        if self._unseen_keys is None:
+            values.masked_fill_(self._is_unseen.unsqueeze(-1), 0.0)
+        else:
+            values.flatten(1, 2).index_fill_(1, self._unseen_keys, 0.0)
 
 
 def _batched_product(a: Tensor, b: Tensor) -> Tensor:

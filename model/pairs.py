@@ -59,6 +59,11 @@ class PairGroup:
     out_rows: Tensor  # [num_rows] the batch's rows that this group computes
     out_places: Tensor  # [num_rows] where each of them stands in `rows.flatten()`
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        pairs = (self.pair_query, self.pair_start, self.pair_blocks)
+        return self.rows, self.query_positions, *pairs, self.out_rows, self.out_places
+
     def key_positions(self) -> Tensor:
         """Of each pair: [num_pairs, KEY_TILE]."""
         return self.pair_start[:, None] + torch.arange(KEY_TILE, device=self.pair_start.device)
@@ -70,14 +75,29 @@ class PairLayout:
 
     slots: Tensor  # [num_tokens] where in the cache each row's key and value go
     groups: dict[int | None, list[PairGroup]]  # by the window of keys that a query sees
+    is_fixed: bool  # whether all shapes are known beforehand
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that depends on the step."""
+        yield self.slots
+        for groups in self.groups.values():
+            for group in groups:
+                yield from group.tensors()
 
     @classmethod
     def build(
-        cls, items: Sequence[StepItem], max_pairs: int, device: torch.device, windows: Iterable[int | None]
+        cls,
+        items: Sequence[StepItem],
+        max_pairs: int,
+        device: torch.device,
+        windows: Iterable[int | None],
+        num_key_tiles: int | None = None,
     ) -> PairLayout:
         """Lay out a step, once for each window that a layer has.
 
-        A group has at most `max_pairs` pairs, unless one query tile alone has more.
+        A group has at most `max_pairs` pairs, unless one query tile alone has more. With `num_key_tiles`,
+        each query tile has so many key tiles, if it sees no more: the tensors' shapes depend on the number
+        of query tiles alone.
         """
         slots: list[int] = []
         tiles: list[QueryTile] = []
@@ -88,8 +108,10 @@ class PairLayout:
         return cls(
             slots=torch.tensor(slots, device=device),
             groups={
-                window: _pair_groups(tiles, window, max_pairs, device) for window in dict.fromkeys(windows)
+                window: _pair_groups(tiles, window, max_pairs, device, num_key_tiles)
+                for window in dict.fromkeys(windows)
             },
+            is_fixed=num_key_tiles is not None,
         )
 
 
@@ -100,10 +122,17 @@ def _query_tiles(item: StepItem, first_row: int) -> Iterator[QueryTile]:
 
 
 def _pair_groups(
-    tiles: list[QueryTile], window: int | None, max_pairs: int, device: torch.device
+    tiles: list[QueryTile],
+    window: int | None,
+    max_pairs: int,
+    device: torch.device,
+    num_key_tiles: int | None,
 ) -> list[PairGroup]:
     """The query tiles with their key tiles, those with the most first, in groups."""
-    reaching = sorted(((tile, tile.key_tiles(window)) for tile in tiles), key=lambda pair: -len(pair[1]))
+    seen = [(tile, tile.key_tiles(window)) for tile in tiles]
+    if num_key_tiles is not None:
+        seen = [(tile, range(keys.start, keys.start + num_key_tiles)) for tile, keys in seen]
+    reaching = sorted(seen, key=lambda pair: -len(pair[1]))
     return [_pair_group(group, device) for group in _grouped(reaching, max_pairs)]
 
 
@@ -138,8 +167,8 @@ def _pair_group(reaching: list[tuple[QueryTile, range]], device: torch.device) -
             pair_start.append(key_tile * KEY_TILE)
             blocks = tile.block_table[key_tile * BLOCKS_PER_TILE : (key_tile + 1) * BLOCKS_PER_TILE]
             pair_blocks.extend(blocks)
-            # The table may end within the tile. Any block will do: what lies there is masked.
-            pair_blocks.extend([blocks[0]] * (BLOCKS_PER_TILE - len(blocks)))
+            # The table may end within the tile, or before it. Any block will do: what lies there is masked.
+            pair_blocks.extend([tile.block_table[0]] * (BLOCKS_PER_TILE - len(blocks)))
     return PairGroup(
         num_reaching=num_reaching,
         rows=torch.tensor(

@@ -9,6 +9,7 @@ import torch
 
 from model.config import DecoderConfig
 from model.counting import count_weight_bytes
+from model.cuda_graphs import decode_shapes
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import MemoryPlan
@@ -51,6 +52,8 @@ def plan_memory(
         config, dtype, is_native, max_batch_tokens, num_sampled,
         *attention(config, dtype, device_type, max_batch_tokens, max_num_seqs),
     )  # fmt: skip
+    if device_type == "cuda":
+        step_bytes += graph_bytes(config, dtype, max_num_seqs)
     if is_native:
         step_bytes += kernel_bytes(decoder, max_batch_tokens) + recorded_bytes(config, dtype)
     else:
@@ -89,6 +92,17 @@ def kernel_bytes(decoder: Decoder, max_batch_tokens: int) -> int:
     """What the native kernels take themselves, beside tensors: the rows of the widest linear layer."""
     linears = (module for module in decoder.modules() if isinstance(module, Linear | QuantizedLinear))
     return max(module.kernel_bytes(max_batch_tokens) for module in linears)
+
+
+def graph_bytes(config: DecoderConfig, dtype: torch.dtype, max_num_seqs: int) -> int:
+    """What CUDA graphs hold, at most: what the steps of each shape read, and a step's temporaries for all."""
+    shapes = decode_shapes(config, max_num_seqs, max_pairs(config, "cuda"))
+    if not shapes:
+        return 0
+    attention = _paged_attention(config, dtype, "cuda", max_num_seqs, max_num_seqs)
+    num_windows = len(set(config.layer_windows))
+    read = sum(shape.num_pairs for shape in shapes) * (BLOCKS_PER_TILE + 2) * 8 * num_windows
+    return read + _step_bytes(config, dtype, False, max_num_seqs, 0, *attention)
 
 
 def max_pairs(config: DecoderConfig, device_type: str) -> int:

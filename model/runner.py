@@ -18,6 +18,7 @@ from model.allocator import keep_freed_memory, reserve
 from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.counting import count_parameters
+from model.cuda_graphs import DecodeGraphs
 from model.decoder import Decoder
 from model.folder import LoadError
 from model.interface import ModelInfo, SampleRequest, StepItem, StepOutput
@@ -71,7 +72,11 @@ class ModelRunner:
         for layer in (*loaded.decoder.layers, loaded.decoder.output):
             layer.register_forward_pre_hook(lambda *_: on_layer())
         runner = cls(loaded.decoder, replace(prepared.info, fingerprint=loaded.fingerprint))
-        reserve(prepared.info.memory.step_bytes, prepared.device)
+        runner.graphs = DecodeGraphs.capture(
+            loaded.decoder, runner.cache, options.max_num_seqs, runner.max_pairs, on_layer
+        )
+        in_graphs = 0 if runner.graphs is None else runner.graphs.num_bytes
+        reserve(prepared.info.memory.step_bytes - in_graphs, prepared.device)
         runner.recorded = RecordedLayers.record(loaded.decoder, runner.cache, on_layer)
         return runner
 
@@ -87,7 +92,8 @@ class ModelRunner:
         self.sampler = Sampler()
         self.cache = KVCache(config, info.num_blocks, getattr(torch, info.dtype), self.device)
         self.max_pairs = max_pairs(config, self.device.type)
-        self.recorded: RecordedLayers | None = None
+        self.recorded: RecordedLayers | None = None  # on a CPU
+        self.graphs: DecodeGraphs | None = None  # on a GPU
         self._info = info
 
     @property
@@ -98,15 +104,7 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, items: Sequence[StepItem]) -> list[StepOutput]:
         """Run one step: every item's rows through the decoder, then a token for each that asks."""
-        config = self.decoder.config
-        batch = ForwardBatch.build(items, self.device)
-        attend = make_attend(batch, self.cache, config, self.decoder.kernels, self.max_pairs)
-        if self.recorded is not None and len(batch.token_ids) <= MAX_ROWS:
-            x = self.decoder.embed(batch.token_ids, batch.positions)
-            hidden = self.recorded(x, batch.positions, attend)
-        else:
-            hidden = self.decoder.hidden(batch.token_ids, batch.positions, attend)
-        per_item = hidden.split([len(item.token_ids) for item in items])
+        per_item = self._hidden(items).split([len(item.token_ids) for item in items])
 
         sampled = iter(
             self._sample([(rows, item) for rows, item in zip(per_item, items, strict=True) if item.sample])
@@ -116,6 +114,17 @@ class ModelRunner:
             self._with_targets(output, rows, item.target_ids) if item.target_ids else output
             for output, rows, item in zip(outputs, per_item, items, strict=True)
         ]
+
+    def _hidden(self, items: Sequence[StepItem]) -> Tensor:
+        """What the layers make of every item's rows, until the next step: [num_tokens, hidden_size]."""
+        if self.graphs is not None and (hidden := self.graphs(items)) is not None:
+            return hidden
+        batch = ForwardBatch.build(items, self.device)
+        attend = make_attend(batch, self.cache, self.decoder.config, self.decoder.kernels, self.max_pairs)
+        if self.recorded is not None and len(batch.token_ids) <= MAX_ROWS:
+            x = self.decoder.embed(batch.token_ids, batch.positions)
+            return self.recorded(x, batch.positions, attend)
+        return self.decoder.hidden(batch.token_ids, batch.positions, attend)
 
     def _sample(self, asking: list[tuple[Tensor, StepItem]]) -> list[StepOutput]:
         """The tokens of each (hidden rows [num_rows, hidden_size], item that samples)."""

@@ -19,6 +19,7 @@ from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.kernels.library import Kernels
 from model.kv_cache import KVCache
+from model.pairs import PairLayout
 
 NO_WINDOW = 2**62  # more than there are positions
 
@@ -99,5 +100,6 @@ def make_attend(
 ) -> Attend:
     """What a step attends with; `max_pairs` is for plain torch."""
     if kernels is None:
-        return PagedAttention(batch, cache, config, max_pairs)
+        layout = PairLayout.build(batch.items, max_pairs, batch.positions.device, config.layer_windows)
+        return PagedAttention(layout, cache, config)
     return NativeAttention(batch, cache, config, kernels)

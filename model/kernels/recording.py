@@ -2,7 +2,7 @@
 
 Between two kernels of a small step, Python takes longer than many of the kernels. But a layer makes the same
 calls each time, on the same weights, for more or fewer rows: so they are kept as data, with memory of their
-own for what passes from one to the next. (A CUDA graph is the same on a GPU.)
+own for what passes from one to the next. (On a GPU a CUDA graph is the same: model/cuda_graphs.py.)
 
 Knows nothing of what layers compute. That they did nothing but call kernels shows in their tensors: each is
 a weight, or what another kernel gave.
