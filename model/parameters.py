@@ -50,17 +50,17 @@ class Source:
         self.places: dict[str, tuple[str, str]] = {}  # of a packed layer's tensors: (layer, ending)
         if scheme is not None:
             names = {stored.name for stored in checkpoint.tensors}
-            mark = f".{scheme.leaves[0]}"
+            mark = scheme.joint + scheme.leaves[0]
             layers = [name.removesuffix(mark) for name in names if name.endswith(mark)]
             if not layers:
                 raise LoadError(
                     f"{checkpoint.name}: no tensor is called '*{mark}', as {scheme.name} has them"
                 )
             self.places = {
-                f"{layer}.{leaf}": (layer, leaf)
+                layer + scheme.joint + leaf: (layer, leaf)
                 for layer in layers
                 for leaf in scheme.leaves
-                if f"{layer}.{leaf}" in names
+                if layer + scheme.joint + leaf in names
             }
 
     def is_packed(self, stored: StoredTensor) -> bool:
@@ -172,7 +172,7 @@ class Parameters:
         """What all of a quantized layer's tensors give."""
         scheme = self._source.scheme
         assert scheme is not None
-        weight = f"{layer}.weight"
+        weight = layer + scheme.weight
         try:
             packed = scheme.decode(parts, partial(self._num_inputs, weight))
         except (ValueError, RuntimeError, IndexError) as error:

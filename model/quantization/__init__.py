@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.quantization import awq, bitsandbytes, compressed_tensors, fp8, gptq, int4, int8
+from model.quantization import awq, bitsandbytes, compressed_tensors, fp8, gptq, int4, int8, mxfp4
 from model.quantization._scheme import Scheme
 from model.quantization.linear import QuantizedLinear
 
@@ -23,6 +23,7 @@ SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "compressed-tensors": compressed_tensors.scheme,
     "fp8": fp8.scheme,
     "gptq": gptq.scheme,
+    "mxfp4": mxfp4.scheme,
 }
 
 # A dense weight, [out, in] -> the tensors of the module that will hold it.

@@ -32,6 +32,8 @@ class Scheme:
     # tells that -> what is held. Works without memory, too.
     # Raises `ValueError` with what does not fit.
     decode: Callable[[Mapping[str, Tensor], NumInputs], Packed]
+    joint: str = "."  # between a layer's name and its tensors' endings
+    weight: str = ".weight"  # what follows a layer's name where it is not quantized
 
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -364,7 +364,8 @@ def test_plan_and_inspection_tell_of_it(tmp_path: Path) -> None:
 
 
 def test_every_scheme_has_a_checkpoint_here_and_a_row_in_the_documents() -> None:
-    assert {str(config["quant_method"]) for config, _ in FORMATS.values()} == set(SCHEMES)
+    """But for MXFP4, which has a test file of its own: it is gpt-oss's alone."""
+    assert {str(config["quant_method"]) for config, _ in FORMATS.values()} == set(SCHEMES) - {"mxfp4"}
     page = Path(__file__).resolve().parents[3] / "docs" / "quantization.md"
     table = page.read_text("utf-8").partition("| `quant_method` |")[2]
     assert re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE) == sorted(SCHEMES)
