@@ -53,12 +53,11 @@ def plan_memory(
         *attention(config, dtype, device_type, max_batch_tokens, max_num_seqs),
     )  # fmt: skip
     if device_type == "cuda":
-        step_bytes += graph_bytes(config, dtype, max_num_seqs)
+        step_bytes += graph_bytes(decoder, dtype, max_num_seqs)
     if is_native:
         step_bytes += kernel_bytes(decoder, max_batch_tokens) + recorded_bytes(config, dtype)
     else:
-        packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
-        step_bytes += max((module.temporary_bytes(max_batch_tokens) for module in packed), default=0)
+        step_bytes += _decoding_bytes(decoder, max_batch_tokens)
     block_bytes = BLOCK_SIZE * KVCache.bytes_per_token(config, dtype)
     room = free_bytes - weight_bytes - step_bytes
     if kv_cache_tokens:
@@ -94,21 +93,29 @@ def kernel_bytes(decoder: Decoder, max_batch_tokens: int) -> int:
     return max(module.kernel_bytes(max_batch_tokens) for module in linears)
 
 
-def graph_bytes(config: DecoderConfig, dtype: torch.dtype, max_num_seqs: int) -> int:
+def graph_bytes(decoder: Decoder, dtype: torch.dtype, max_num_seqs: int) -> int:
     """What CUDA graphs hold, at most: what the steps of each shape read, and a step's temporaries for all."""
+    config = decoder.config
     shapes = decode_shapes(config, max_num_seqs, max_pairs(config, "cuda"))
     if not shapes:
         return 0
     attention = _paged_attention(config, dtype, "cuda", max_num_seqs, max_num_seqs)
     num_windows = len(set(config.layer_windows))
     read = sum(shape.num_pairs for shape in shapes) * (BLOCKS_PER_TILE + 2) * 8 * num_windows
-    return read + _step_bytes(config, dtype, False, max_num_seqs, 0, *attention)
+    temporaries = _step_bytes(config, dtype, False, max_num_seqs, 0, *attention)
+    return read + temporaries + _decoding_bytes(decoder, max_num_seqs)
 
 
 def max_pairs(config: DecoderConfig, device_type: str) -> int:
     """How many of attention's pairs are computed in one go."""
     key_tile_bytes = config.num_kv_heads * KEY_TILE * config.head_dim * torch.float32.itemsize
     return max(1, GROUP_KEY_BYTES[device_type] // key_tile_bytes)
+
+
+def _decoding_bytes(decoder: Decoder, num_rows: int) -> int:
+    """What a quantized layer takes in plain torch beside its result, at most."""
+    packed = (module for module in decoder.modules() if isinstance(module, QuantizedLinear))
+    return max((module.temporary_bytes(num_rows) for module in packed), default=0)
 
 
 def _num_blocks(num_tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from model.cuda_graphs import MOST_PADDING, DecodeGraphs, DecodeShape, DecodeSte
 from model.decoder import Decoder
 from model.interface import StepItem
 from model.kv_cache import BLOCK_SIZE, KEY_TILE, KVCache
+from model.loader import load, open_folder
+from model.plan import graph_bytes
 from tests.model.decoders import (
+    CPU,
     DOCUMENT,
     EVERYTHING_ELSE,
     GPT2_LIKE,
@@ -26,7 +30,9 @@ from tests.model.decoders import (
     random_decoder,
     random_ids,
 )
+from tests.model.folders import write_folder
 from tests.model.kernels.paths import same_bits
+from tests.model.live_bytes import LiveBytes
 
 ALIBI = dataclasses.replace(DOCUMENT, positions="alibi", alibi_slopes=(0.5, 0.25, 0.1, 0.01))
 WITHOUT_EXPERTS = dataclasses.replace(EVERYTHING_ELSE, experts=None, dense_layers=frozenset())
@@ -134,9 +140,21 @@ def test_a_long_sequence_among_short_ones_and_a_prompt_are_done_as_they_are() ->
     assert shape_of([short] * 33, SHAPES) is None
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_the_plan_holds_what_a_step_of_a_graph_takes(tmp_path: Path, quantize: str) -> None:
+    """For layers so wide that decoding them is most of it."""
+    write_folder(tmp_path, hidden_size=512, feed_forward_size=1024, num_heads=8, max_positions=64)
+    decoder = load(open_folder(tmp_path, "float32", quantize)).decoder
+    cache = KVCache(decoder.config, 8, torch.float32, CPU)
+    with torch.inference_mode(), LiveBytes() as live:
+        step = DecodeStep(decoder, cache, DecodeShape(2, 1))
+        step.compute()
+    assert live.peak <= graph_bytes(decoder, torch.float32, 2)
+
+
 def test_there_are_none_on_a_cpu() -> None:
     decoder = random_decoder(DOCUMENT)
-    cache = KVCache(DOCUMENT, 4, torch.float32, torch.device("cpu"))
+    cache = KVCache(DOCUMENT, 4, torch.float32, CPU)
     assert DecodeGraphs.capture(decoder, cache, 2, 8, lambda: None) is None
 
 
