@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import defaultdict
 from statistics import median
 from typing import Annotated
@@ -18,9 +17,8 @@ from rich.table import Table
 
 from bench.machine import EMBEDDED_MODEL, ModelArgument, RoundsOption, ThreadsOption, described, machine
 from model.sampling.sampling_params import SamplingParams
-from server.engine.engine import Engine
 from server.engine.frames import WorkerConfig
-from server.engine.request import GenerationRequest
+from server.engine.load import Load, run_load
 from server.engine.worker import build_engine, load_model
 
 PROMPT_TOKENS = 64
@@ -29,34 +27,14 @@ NUM_STREAMS = (1, 8)
 PERIOD = 16  # after so many tokens a repeating prompt begins anew
 
 
-def requests_for(
-    kind: str, num_streams: int, vocab_size: int, draw: random.Random
-) -> list[GenerationRequest]:
+def load_of(kind: str, num_streams: int, vocab_size: int, draw: random.Random) -> Load:
     """Prompts that no round has seen. `matches` is greedy and repeats; `nothing` is drawn, nearly evenly."""
     period = PERIOD if kind == "matches" else PROMPT_TOKENS
     sampling = SamplingParams(temperature=0.0 if kind == "matches" else 100.0, seed=draw.randrange(2**32))
-    requests = []
-    for _ in range(num_streams):
-        begins = draw.choices(range(vocab_size), k=period)
-        prompt_ids = tuple(begins * (PROMPT_TOKENS // period))
-        requests.append(
-            GenerationRequest(prompt_ids=prompt_ids, sampling=sampling, max_new_tokens=NEW_TOKENS)
-        )
-    return requests
-
-
-def generated(engine: Engine, requests: list[GenerationRequest]) -> tuple[list[list[int]], float]:
-    """The tokens of each, and the seconds that all took."""
-    token_ids: list[list[int]] = [[] for _ in requests]
-    began_s = time.perf_counter()
-    for sequence_id, request in enumerate(requests):
-        engine.add(sequence_id, request)
-    while engine.has_work:
-        for sequence_id, output in engine.step():
-            if output.token_id is None:
-                raise RuntimeError(f"a stream failed: {output.error}")
-            token_ids[sequence_id].append(output.token_id)
-    return token_ids, time.perf_counter() - began_s
+    prompts = [
+        draw.choices(range(vocab_size), k=period) * (PROMPT_TOKENS // period) for _ in range(num_streams)
+    ]
+    return Load(prompts, NEW_TOKENS, sampling)
 
 
 def main(
@@ -79,16 +57,16 @@ def main(
     for _ in range(rounds):
         for kind in ("nothing", "matches"):
             for num_streams in NUM_STREAMS:
-                requests = requests_for(kind, num_streams, loaded.info.vocab_size, draw)
+                load = load_of(kind, num_streams, loaded.info.vocab_size, draw)
                 # Engines of their own each time: the other has written over what one has in its prefix cache.
                 plain = build_engine(loaded, WorkerConfig(model_dir="", model_id=""))
                 guessing = build_engine(loaded, config)
                 turns = [plain, guessing] if draw.random() < 0.5 else [guessing, plain]
-                ended = {id(engine): generated(engine, requests) for engine in turns}
-                (said, plain_s), (said_too, guessing_s) = ended[id(plain)], ended[id(guessing)]
-                if said != said_too:
+                runs = {id(engine): run_load(engine, load, first_id=0) for engine in turns}
+                without, with_guesses = runs[id(plain)], runs[id(guessing)]
+                if without.token_ids != with_guesses.token_ids:
                     raise RuntimeError("guessing changed an answer")
-                took_s[kind, num_streams].append((plain_s, guessing_s))
+                took_s[kind, num_streams].append((without.took_s, with_guesses.took_s))
                 accepted[kind, num_streams].append(
                     guessing.scheduler.num_accepted_tokens / (num_streams * NEW_TOKENS)
                 )

@@ -16,10 +16,11 @@ from server.engine.request import GenerationRequest
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """One stream for each prompt, greedy, end tokens ignored."""
+    """One stream for each prompt, end tokens ignored."""
 
     prompts: list[list[int]]
     num_new_tokens: int
+    sampling: SamplingParams = SamplingParams(temperature=0.0)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +49,7 @@ def run_load(engine: Engine, load: Load, first_id: int) -> Run:
         token_ids[sequence_id] = []
         request = GenerationRequest(
             prompt_ids=tuple(prompt),
-            sampling=SamplingParams(temperature=0.0),
+            sampling=load.sampling,
             max_new_tokens=load.num_new_tokens,
         )
         engine.add(sequence_id, request)
