@@ -6,6 +6,9 @@ Imports neither torch nor the project, so that a test decides what it loads.
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -38,8 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
 
 
-@pytest.fixture(autouse=True)
-def _processes_follow_the_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test without coverage starts is not traced either."""
-    if request.node.get_closest_marker("no_cover"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+@pytest.hookimpl(wrapper=True, trylast=True)  # within pytest-cov's own
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """What is marked is not traced, nor what it starts.
+
+    In a process of pytest-xdist, pytest-cov's pause of its collector lets coverage resume another beneath.
+    """
+    if not item.get_closest_marker("no_cover"):
+        return (yield)
+    in_threads, here = threading.gettrace(), sys.gettrace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        threading.settrace(None)  # of threads that begin
+        sys.settrace(None)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(here)
+            threading.settrace(in_threads)

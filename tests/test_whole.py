@@ -303,7 +303,15 @@ def test_the_second_signal_stops_at_once() -> None:
         server.process.wait(20)
 
 
-@pytest.mark.parametrize("name", ["config: a link out of the folder", "weights: NaN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config: a link out of the folder",
+        "weights: an LFS pointer",
+        "weights: NaN",
+        "shards: index pointing up",
+    ],
+)
 def test_a_folder_that_cannot_be_served_ends_in_one_line(tmp_path: Path, name: str) -> None:
     """A few of the many that the loader refuses, by the command."""
     spoil, message = BROKEN[name]
@@ -460,7 +468,10 @@ def test_any_model_folder_can_be_served_and_while_it_loads_a_request_is_a_503(tm
 
         assert eventually(is_ready, within_s=40)
         assert set(statuses) == {503, 200}
-        assert httpx.get(f"http://127.0.0.1:{port}/info").json()["model_id"] == "tiny"
+        address = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{address}/info").json()["model_id"] == "tiny"
+        wish = {"inputs": STORY["inputs"], "parameters": {"max_new_tokens": 5, "details": True}}
+        assert len(httpx.post(f"{address}/generate", json=wish).json()["details"]["tokens"]) == 5
     finally:
         process.kill()
         process.wait()

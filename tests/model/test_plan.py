@@ -121,7 +121,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @PATHS
-@pytest.mark.parametrize(("dtype", "num_drafts"), [("float32", 0), ("bfloat16", 0), ("bfloat16", 5)])
+@pytest.mark.parametrize("num_drafts", [0, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_a_step_takes_what_was_planned_and_no_more(
     tmp_path: Path, changes: dict[str, Any], dtype: str, num_drafts: int, path: str
