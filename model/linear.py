@@ -5,6 +5,9 @@ Knows nothing of what the rows mean.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +33,19 @@ def padded(x: Tensor, dim: int = -1) -> Tensor:
     return torch.cat((x, x.new_zeros(shape)), dim)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With several, a library may cut a long sum into a part for each (seen with MKL and AMX)."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def linear_in_row_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias`, each row with the same bits however many rows there are.
+    """`x @ weight.T + bias`, each row with the same bits however many rows and threads there are.
 
     x: [num_rows, in], weight: [out, in], bias: [out] -> [num_rows, out].
     """
@@ -42,9 +56,10 @@ def linear_in_row_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     x, weight = padded(padded(x), 0), padded(weight)
     out = x.new_empty(x.shape[0], weight.shape[0])
     transposed = weight.t()
-    for start in range(0, x.shape[0], ROW_BLOCK):
-        rows = slice(start, start + ROW_BLOCK)
-        torch.mm(x[rows], transposed, out=out[rows])
+    with _one_thread():
+        for start in range(0, x.shape[0], ROW_BLOCK):
+            rows = slice(start, start + ROW_BLOCK)
+            torch.mm(x[rows], transposed, out=out[rows])
     out = out[:num_rows, :num_columns]
     return out if bias is None else out.add_(bias)
 
