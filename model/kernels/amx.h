@@ -35,70 +35,101 @@ static void begin_tiles() {
     _tile_loadconfig(&config);
 }
 
-// 16 rows of x as they are multiplied: word by word, and in it the rows side by side. to: [steps, 16 words, 16 rows].
-static void lay_out(const char* x, int64_t rows, int64_t bytes, int64_t step, uint32_t* to) {
-    for (int64_t word = 0; word < SIDE; word++)
-        for (int64_t row = 0; row < SIDE; row++) {
-            int64_t at = step * STEP + 4 * word, left = row < rows ? bytes - at : 0;
-            uint32_t some = 0;
-            if (left >= 4)
-                some = load<uint32_t>(x + row * bytes + at);
-            else if (left > 0)
-                memcpy(&some, x + row * bytes + at, left);
-            to[word * SIDE + row] = some;
+// A square of words, each row of it becoming a column: within 4 x 4 words, then these among each other.
+static inline void transpose(__m512i (&square)[SIDE]) {
+    __m512i pairs[SIDE], fours[SIDE];
+    for (int i = 0; i < SIDE; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(square[i], square[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(square[i], square[i + 1]);
+    }
+    for (int i = 0; i < SIDE; i += 4)
+        for (int half = 0; half < 2; half++) {
+            fours[i + 2 * half] = _mm512_unpacklo_epi64(pairs[i + half], pairs[i + half + 2]);
+            fours[i + 2 * half + 1] = _mm512_unpackhi_epi64(pairs[i + half], pairs[i + half + 2]);
         }
+    for (int i = 0; i < 4; i++) {  // a quarter of fours[i + 4 * k] has four rows of column i, i + 4, i + 8 or i + 12
+        __m512i even[2], odd[2];
+        for (int half = 0; half < 2; half++) {
+            even[half] = _mm512_shuffle_i32x4(fours[i + 8 * half], fours[i + 8 * half + 4], 0x88);
+            odd[half] = _mm512_shuffle_i32x4(fours[i + 8 * half], fours[i + 8 * half + 4], 0xdd);
+        }
+        square[i] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+        square[i + 4] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+        square[i + 8] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+        square[i + 12] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
+    }
 }
 
-// Some of the weight's rows, and where a tile of them lies: they themselves, or at an edge a copy filled up with zeros.
+// 16 rows of x as they are multiplied: word by word, and in it the rows side by side. to: [16 words, 16 rows].
+static void lay_out(const char* x, int64_t rows, int64_t bytes, int64_t step, uint32_t* to) {
+    int64_t left = bytes - step * STEP;
+    __m512i square[SIDE];
+    for (int64_t row = 0; row < SIDE; row++) {
+        char some[STEP] = {};
+        if (row < rows) memcpy(some, x + row * bytes + step * STEP, left < STEP ? left : STEP);
+        square[row] = load<__m512i>(some);
+    }
+    transpose(square);
+    for (int64_t word = 0; word < SIDE; word++) store(to + word * SIDE, square[word]);
+}
+
+// Some of the weight's rows: where they lie, how far apart, the bytes of a row's inputs, and how many rows.
 struct Weights {
     const char* w;
-    int64_t stride, bytes, outputs;  // of a row in memory, of its inputs, and how many rows
-    char copy[SIDE][STEP];
+    int64_t stride, bytes, outputs;
 
-    inline const char* tile(int64_t step, int64_t* apart) {
+    // How many steps can be read where they lie.
+    int64_t whole() const { return outputs >= SIDE ? bytes / STEP : 0; }
+
+    // A copy of a step, filled up with zeros.
+    void copy(int64_t step, char (&to)[SIDE][STEP]) const {
         int64_t left = bytes - step * STEP;
-        *apart = stride;
-        if (outputs >= SIDE && left >= STEP) return w + step * STEP;
-        memset(copy, 0, sizeof copy);
+        memset(to, 0, sizeof to);
         for (int64_t n = 0; n < SIDE && n < outputs; n++)
-            memcpy(copy[n], w + n * stride + step * STEP, left < STEP ? left : STEP);
-        *apart = STEP;
-        return copy[0];
+            memcpy(to[n], w + n * stride + step * STEP, left < STEP ? left : STEP);
     }
 };
 
+// Adds one step's products: of two tiles of the weight with one of x, or two.
+template <class T, int COLUMNS>
+static inline void multiply_step(const char* first, const char* second, int64_t apart, const uint32_t* x, int64_t next_x) {
+    constexpr bool IS_FLOAT = sizeof(T) == 2;
+    _tile_loadd(4, first, apart);
+    _tile_loadd(5, second, apart);
+    _tile_loadd(6, x, STEP);
+    if (COLUMNS == 2) _tile_loadd(7, x + next_x, STEP);
+    if (IS_FLOAT) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+        if (COLUMNS == 2) _tile_dpbf16ps(2, 4, 7);
+        if (COLUMNS == 2) _tile_dpbf16ps(3, 5, 7);
+    } else {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 5, 6);
+        if (COLUMNS == 2) _tile_dpbssd(2, 4, 7);
+        if (COLUMNS == 2) _tile_dpbssd(3, 5, 7);
+    }
+}
+
 // 32 outputs with 16 rows of x or, of two, with 32. sums: [x's tile][the weight's tile][output][row].
 template <class T, int COLUMNS>
-static void multiply_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps,
+static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t steps,
                            typename TileSum<T>::Type (&sums)[COLUMNS][2][SIDE][SIDE]) {
-    constexpr bool IS_FLOAT = sizeof(T) == 2;
     _tile_zero(0);
     _tile_zero(1);
     if (COLUMNS == 2) _tile_zero(2);
     if (COLUMNS == 2) _tile_zero(3);
-    for (int64_t step = 0; step < steps; step++) {
-        int64_t apart[2];
-        const char* tiles[2] = {w[0].tile(step, &apart[0]), w[1].tile(step, &apart[1])};
+    const char *first = w[0].w, *second = w[1].w;
+    int64_t stride = w[0].stride, step = 0, whole = w[1].whole();
+    MEMORY_IS_READ;
+    for (; step < whole; step++)
+        multiply_step<T, COLUMNS>(first + step * STEP, second + step * STEP, stride, x + step * WORDS, steps * WORDS);
+    for (; step < steps; step++) {
+        char copies[2][SIDE][STEP];
+        w[0].copy(step, copies[0]);
+        w[1].copy(step, copies[1]);
         MEMORY_IS_READ;
-        _tile_loadd(4, tiles[0], apart[0]);
-        _tile_loadd(5, tiles[1], apart[1]);
-        _tile_loadd(6, x + step * WORDS, STEP);
-        if (IS_FLOAT) {
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 5, 6);
-        } else {
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 5, 6);
-        }
-        if (COLUMNS == 1) continue;
-        _tile_loadd(7, x + (steps + step) * WORDS, STEP);
-        if (IS_FLOAT) {
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        } else {
-            _tile_dpbssd(2, 4, 7);
-            _tile_dpbssd(3, 5, 7);
-        }
+        multiply_step<T, COLUMNS>(copies[0][0], copies[1][0], STEP, x + step * WORDS, steps * WORDS);
     }
     _tile_stored(0, sums[0][0], STEP);
     _tile_stored(1, sums[0][1], STEP);
@@ -111,17 +142,30 @@ static void multiply_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps,
 template <class T, int COLUMNS, class Finish>
 static void finish_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps, int64_t row, int64_t rows, int64_t output,
                          int64_t outputs, const Finish& finish) {
-    typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE];
+    typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE], by_row[COLUMNS * SIDE][2 * SIDE];
     multiply_tiles<T, COLUMNS>(w, x, steps, sums);
-    for (int64_t m = row; m < row + COLUMNS * SIDE && m < rows; m++)
-        for (int64_t n = 0; n < 2 * SIDE && n < outputs; n++)
-            finish(m, output + n, sums[(m - row) / SIDE][n / SIDE][n % SIDE][(m - row) % SIDE]);
+    for (int column = 0; column < COLUMNS; column++)
+        for (int half = 0; half < 2; half++) {
+            __m512i square[SIDE];
+            for (int i = 0; i < SIDE; i++) square[i] = load<__m512i>(sums[column][half][i]);
+            transpose(square);
+            for (int i = 0; i < SIDE; i++) store(by_row[column * SIDE + i] + half * SIDE, square[i]);
+        }
+    for (int64_t m = 0; m < COLUMNS * SIDE && row + m < rows; m++) {
+        if (outputs >= 2 * SIDE) {
+#pragma GCC ivdep
+            for (int64_t n = 0; n < 2 * SIDE; n++) finish(row + m, output + n, by_row[m][n]);
+        } else {
+            for (int64_t n = 0; n < outputs; n++) finish(row + m, output + n, by_row[m][n]);
+        }
+    }
 }
 
 // As `InRegisters` in linear.h.
 template <class T>
 struct InTiles {
-    static constexpr int64_t OUTPUTS = 2 * SIDE;
+    // All rows pass a block from the core's second cache, of which it takes half; x passes it 32 rows at a time.
+    static int64_t block(int64_t outputs, int64_t bytes) { return outputs_of_block(outputs, bytes, 2 * SIDE, 1 << 20); }
 
     template <class Fetch, class Finish>
     static int multiply(const T* x, int64_t rows, int64_t w_stride, int64_t inputs, int64_t outputs, int64_t block,
@@ -142,12 +186,12 @@ struct InTiles {
             for (int64_t first = 0; first < outputs; first += block) {
                 int64_t count = first + block < outputs ? block : outputs - first;
                 auto* w = (const char*)fetch(first, first + count);
-                for (int64_t n = 0; n < count; n += OUTPUTS) {
-                    int64_t left = count - n, second = left < SIDE ? 0 : SIDE;
-                    Weights weights[2] = {{w + n * stride, stride, bytes, left, {}},
-                                          {w + (n + second) * stride, stride, bytes, left - SIDE, {}}};
-                    for (int64_t tile = 0; tile < row_tiles; tile += 2) {
-                        const uint32_t* columns = laid_out + tile * steps * WORDS;
+                for (int64_t tile = 0; tile < row_tiles; tile += 2) {
+                    const uint32_t* columns = laid_out + tile * steps * WORDS;
+                    for (int64_t n = 0; n < count; n += 2 * SIDE) {
+                        int64_t left = count - n, second = left < SIDE ? 0 : SIDE;
+                        Weights weights[2] = {{w + n * stride, stride, bytes, left},
+                                              {w + (n + second) * stride, stride, bytes, left - SIDE}};
                         if (tile + 1 < row_tiles)
                             finish_tiles<T, 2>(weights, columns, steps, tile * SIDE, rows, first + n, left, finish);
                         else

@@ -85,7 +85,7 @@ static int linear_int8(int64_t rows, const T* x, const int8_t* w, const float* s
 #if defined(__AMX_INT8__)
     using X = int8_t;
     constexpr int32_t OFFSET = 0;
-    int64_t stride = inputs, block = outputs_of_block(outputs, inputs, InTiles<X>::OUTPUTS);
+    int64_t stride = inputs, block = InTiles<X>::block(outputs, inputs);
 #else
     using X = Integers::X;
     constexpr int32_t OFFSET = Integers::OFFSET;

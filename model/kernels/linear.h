@@ -64,7 +64,8 @@ struct Pairs {
 // Products in registers. `multiply` is -1 if there is no memory.
 template <class T, class Format>
 struct InRegisters {
-    static constexpr int64_t OUTPUTS = 24;  // of a block, a multiple: whole tiles for any number of rows
+    // How many outputs of a row of so many bytes are a block: whole tiles for any number of rows.
+    static int64_t block(int64_t outputs, int64_t bytes) { return outputs_of_block(outputs, bytes, 24); }
 
     // x: [rows, inputs]; the rest as in `product`.
     template <class Fetch, class Finish>
@@ -97,7 +98,7 @@ struct Products<bfloat16> : InRegisters<bfloat16, Pairs> {};
 template <class T>
 static int linear(int64_t rows, const T* x, const T* w, const T* bias, T* out, int64_t inputs, int64_t outputs) {
     return Products<T>::multiply(
-        x, rows, inputs, inputs, outputs, outputs_of_block(outputs, inputs * sizeof(T), Products<T>::OUTPUTS),
+        x, rows, inputs, inputs, outputs, Products<T>::block(outputs, inputs * sizeof(T)),
         [=](int64_t first, int64_t) { return w + first * inputs; },
         [=](int64_t row, int64_t output, float sum) {
             narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);

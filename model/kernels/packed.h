@@ -108,7 +108,7 @@ static int linear_packed(int64_t rows, const T* x, const uint8_t* codes, const v
                          int64_t size, int64_t inputs, int64_t outputs) {
     Packed packed = {codes, scales, zeros, table, bits, scale_kind, groups, size};
     int64_t stride = rounded_up(packed.groups * packed.size, 64);
-    int64_t block = outputs_of_block(outputs, stride * sizeof(T), Products<T>::OUTPUTS);
+    int64_t block = Products<T>::block(outputs, stride * sizeof(T));
     T* weights = allocated<T>(omp_get_max_threads() * block * stride);
     if (!weights) return -1;
     auto fetch = [=](int64_t first, int64_t last) {

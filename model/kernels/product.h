@@ -16,13 +16,13 @@
 
 #include "vector.h"
 
-constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: half of a core's own cache
+constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: in a core's own cache
 constexpr int64_t LEAST_WORK = 1 << 15;      // multiplications for which a second thread pays
 
 // How many outputs are a block, of so many bytes each: a multiple of `whole`, and a few blocks for each thread, so that
 // all end at about the same time.
-static inline int64_t outputs_of_block(int64_t outputs, int64_t bytes, int64_t whole) {
-    int64_t cached = BLOCK_BYTES / bytes, fair = outputs / (4 * omp_get_max_threads());
+static inline int64_t outputs_of_block(int64_t outputs, int64_t bytes, int64_t whole, int64_t block_bytes = BLOCK_BYTES) {
+    int64_t cached = block_bytes / bytes, fair = outputs / (4 * omp_get_max_threads());
     int64_t block = (cached < fair ? cached : fair) / whole * whole;
     return block < whole ? whole : block;
 }
