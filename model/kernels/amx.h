@@ -125,7 +125,7 @@ static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t ste
     for (; step < whole; step++)
         multiply_step<T, COLUMNS>(first + step * STEP, second + step * STEP, stride, x + step * WORDS, steps * WORDS);
     for (; step < steps; step++) {
-        char copies[2][SIDE][STEP];
+        alignas(64) char copies[2][SIDE][STEP];
         w[0].copy(step, copies[0]);
         w[1].copy(step, copies[1]);
         MEMORY_IS_READ;
@@ -142,7 +142,7 @@ static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t ste
 template <class T, int COLUMNS, class Finish>
 static void finish_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps, int64_t row, int64_t rows, int64_t output,
                          int64_t outputs, const Finish& finish) {
-    typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE], by_row[COLUMNS * SIDE][2 * SIDE];
+    alignas(64) typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE], by_row[COLUMNS * SIDE][2 * SIDE];
     multiply_tiles<T, COLUMNS>(w, x, steps, sums);
     for (int column = 0; column < COLUMNS; column++)
         for (int half = 0; half < 2; half++) {

@@ -6,70 +6,28 @@
 // groups: an order that knows neither the number of rows nor the threads.
 #pragma once
 
-#include "integer.h"
+#include "int4_layout.h"
+#include "int4_tiles.h"
 
-constexpr int64_t GROUP = 32, GROUP_BYTES = GROUP / 2;
 constexpr int64_t AHEAD = 1024;  // bytes of codes between those that are fetched and those in use
 
-// As model/quantization/int4.py has it. codes: [outputs, groups * GROUP_BYTES], two in a byte, the earlier in the lower
-// half; scales and zeros: [outputs, groups].
-struct Int4 {
-    const uint8_t* codes;
-    const bfloat16* scales;
-    const uint8_t* zeros;
-    int64_t groups;
-
-    Int4 from(int64_t group) const { return {codes + group * GROUP_BYTES, scales + group, zeros + group, groups}; }
-};
-
-// Rows in int8. integers: [rows, groups * GROUP], as `arrange` leaves them; sums: [rows, groups], of each group's
-// integers. Both are filled up with zeros to whole steps, a step of fewer before its groups; `groups` counts them all.
-struct Int8Rows {
-    int8_t* integers;
-    float* sums;
-    int64_t groups;
-};
-
-typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
-typedef int64_t Quads __attribute__((vector_size(4 * LANES)));
-
-// Half a step: the groups whose codes fill two vectors.
-constexpr int64_t GROUPS_OF_PAIR = 8 * LANES / GROUP_BYTES;
-
-// The codes of so many groups, each in a byte, 8 of a group side by side: the first 8 of a half, then those between them.
-// So a sum of 8 products is one of a group's.
-static inline void unpack_pair(const uint8_t* from, Bytes (&to)[4]) {
-    constexpr int64_t COUNT = LANES / 2;
-    Quads first, second;  // the first half of a group of the one vector, then of one of the other
-    for (int64_t i = 0; i < COUNT; i++) {
-        first[i] = i % 2 * (COUNT - 1) + i;
-        second[i] = first[i] + 1;
-    }
-    Quads a = load<Quads>(from), b = load<Quads>(from + 4 * LANES);
-    Bytes halves[2] = {(Bytes)__builtin_shuffle(a, b, first), (Bytes)__builtin_shuffle(a, b, second)};
-    for (int half = 0; half < 2; half++) {
-        to[2 * half] = halves[half] & 15;
-        to[2 * half + 1] = halves[half] >> 4;
-    }
-}
-
-// A row's integers in the order of `unpack_pair`, in their place, and each group's sum.
+// A row's integers in the order of `unpack_pair`, in their place, and each group's sum in that of the lanes.
 static void arrange(int8_t* integers, int64_t groups, float* sums) {
-    int8_t pair[GROUPS_OF_PAIR][2][GROUP / 2];  // each group in halves
-    for (int64_t group = 0; group < groups; group += GROUPS_OF_PAIR) {
-        int8_t* to = integers + group * GROUP;
-        memcpy(pair, to, sizeof pair);
-        for (int64_t g = 0; g < GROUPS_OF_PAIR; g++) {
-            int64_t place = g % (GROUPS_OF_PAIR / 2) * 16 + g / (GROUPS_OF_PAIR / 2) * 8;
+    for (int64_t step = 0; step < groups; step += LANES, integers += LANES * GROUP, sums += LANES) {
+        int8_t group[LANES][2][GROUP / 2];  // each in halves
+        memcpy(group, integers, sizeof group);
+        for (int64_t lane = 0; lane < LANES; lane++) {
+            int64_t pair = lane % 4 / 2, place = lane / 4 * 16 + lane % 2 * 8;
+            int8_t* to = integers + pair * GROUPS_OF_PAIR * GROUP + place;
             int32_t sum = 0;
             for (int half = 0; half < 2; half++)
                 for (int i = 0; i < 8; i++) {
-                    int8_t even = pair[g][half][2 * i], odd = pair[g][half][2 * i + 1];
-                    to[(2 * half) * 4 * LANES + place + i] = even;
-                    to[(2 * half + 1) * 4 * LANES + place + i] = odd;
-                    sum += even + odd;
+                    const int8_t* two = group[group_of(lane)][half] + 2 * i;
+                    to[(2 * half) * 4 * LANES + i] = two[0];
+                    to[(2 * half + 1) * 4 * LANES + i] = two[1];
+                    sum += two[0] + two[1];
                 }
-            sums[group + g] = sum;
+            sums[lane] = sum;
         }
     }
 }
@@ -93,34 +51,23 @@ static inline Ints dot(const Bytes (&codes)[4], const int8_t* x) {
 #endif
 }
 
-// The next LANES numbers, each in a word.
-static inline Words words(const uint16_t* from) {
+// The sums of a step's groups, of those of their halves in two pairs: each lane with the one beside it.
+static inline Ints joined(Ints first, Ints second) {
 #if defined(__AVX512F__)
-    return (Words)_mm512_cvtepu16_epi32(load<__m256i>(from));
+    __m512 a = (__m512)first, b = (__m512)second;
+    return (Ints)_mm512_shuffle_ps(a, b, 0x88) + (Ints)_mm512_shuffle_ps(a, b, 0xdd);
 #elif defined(__AVX2__)
-    return (Words)_mm256_cvtepu16_epi32(load<__m128i>(from));
+    return (Ints)_mm256_hadd_epi32((__m256i)first, (__m256i)second);
 #else
-    return Words{from[0], from[1], from[2], from[3]};
-#endif
-}
-
-static inline Words words(const uint8_t* from) {
-#if defined(__AVX512F__)
-    return (Words)_mm512_cvtepu8_epi32(load<__m128i>(from));
-#elif defined(__AVX2__)
-    return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
-#else
-    return Words{from[0], from[1], from[2], from[3]};
+    return Ints{first[0] + first[1], first[2] + first[3], second[0] + second[1], second[2] + second[3]};
 #endif
 }
 
 // LANES groups of one output with ROWS rows from `group` on. `skipped`: the first so many have zeros in x. An output has
-// two sums, in turns: an addition need not wait for the last one.
+// two sums, of the codes and of the zeros: an addition need not wait for the last one.
 template <int ROWS>
 static inline void step(Floats (&sums)[ROWS][2], const Int4& w, const Int8Rows& x, int64_t group, int64_t skipped) {
-    Floats scale = (Floats)(words(w.scales) << 16), zero = __builtin_convertvector((Ints)words(w.zeros), Floats) * -scale;
-    for (int m = 0; m < ROWS; m++)
-        sums[m][1] = multiply_add(zero, load<Floats>(x.sums + m * x.groups + group), sums[m][1]);
+    Ints halves[ROWS][2] = {};
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; pair++) {
         if ((pair + 1) * GROUPS_OF_PAIR <= skipped) continue;
@@ -128,14 +75,19 @@ static inline void step(Floats (&sums)[ROWS][2], const Int4& w, const Int8Rows& 
         unpack_pair(w.codes + pair * GROUPS_OF_PAIR * GROUP_BYTES, codes);
         for (int line = 0; ROWS == 1 && line < 8 * LANES; line += 64)
             __builtin_prefetch(w.codes + pair * GROUPS_OF_PAIR * GROUP_BYTES + line + AHEAD);
-        Ints places;
-        for (int lane = 0; lane < LANES; lane++)
-            places[lane] = pair * GROUPS_OF_PAIR + lane / 4 + lane % 4 / 2 * (GROUPS_OF_PAIR / 2);
-        Floats scales = __builtin_shuffle(scale, places);  // each lane's group's
-        for (int m = 0; m < ROWS; m++) {
-            Ints products = dot(codes, x.integers + (m * x.groups + group + pair * GROUPS_OF_PAIR) * GROUP);
-            sums[m][pair] = multiply_add(__builtin_convertvector(products, Floats), scales, sums[m][pair]);
-        }
+        for (int m = 0; m < ROWS; m++)
+            halves[m][pair] = dot(codes, x.integers + (m * x.groups + group + pair * GROUPS_OF_PAIR) * GROUP);
+    }
+    Floats scale, offset;
+    load_factors(w.scales, w.zeros, scale, offset);
+    Ints places;
+    for (int lane = 0; lane < LANES; lane++) places[lane] = group_of(lane);
+    scale = __builtin_shuffle(scale, places);
+    offset = __builtin_shuffle(offset, places);
+    for (int m = 0; m < ROWS; m++) {
+        Ints products = joined(halves[m][0], halves[m][1]);
+        sums[m][0] = multiply_add(__builtin_convertvector(products, Floats), scale, sums[m][0]);
+        sums[m][1] = multiply_add(offset, load<Floats>(x.sums + m * x.groups + group), sums[m][1]);
     }
 }
 
@@ -165,6 +117,20 @@ static void strip(const Int4& w, const Int8Rows& x, int64_t row, int64_t first, 
     }
 }
 
+// All rows with all outputs.
+template <class Finish>
+static void strips(const Int4& w, const Int8Rows& x, int64_t rows, int64_t outputs, const Finish& finish) {
+    int64_t block = outputs_of_block(outputs, w.groups * (GROUP_BYTES + 3), 1);
+#pragma omp parallel for schedule(dynamic) if (rows * w.groups * GROUP * outputs > LEAST_WORK)
+    for (int64_t first = 0; first < outputs; first += block) {
+        int64_t last = first + block < outputs ? first + block : outputs, row = 0;
+        for (; row + 4 <= rows; row += 4) strip<4>(w, x, row, first, last, finish);
+        if (rows - row == 3) strip<3>(w, x, row, first, last, finish);
+        if (rows - row == 2) strip<2>(w, x, row, first, last, finish);
+        if (rows - row == 1) strip<1>(w, x, row, first, last, finish);
+    }
+}
+
 // y = W x + b. x: [rows, inputs], the weight as in `Int4`, bias: [outputs] or null, out: [rows, outputs]. -1 if there is
 // no memory.
 template <class T>
@@ -174,7 +140,7 @@ static int linear_int4(int64_t rows, const T* x, const uint8_t* codes, const bfl
     int64_t groups = rounded_up(w.groups, LANES), stride = groups * GROUP;
     Int8Rows arranged = {allocated<int8_t>(rows * stride), allocated<float>(rows * groups), groups};
     auto* scales = allocated<float>(rows);
-    bool has_memory = arranged.integers && arranged.sums && scales;
+    bool has_memory = arranged.integers && arranged.sums && scales, is_in_tiles = rows >= LEAST_ROWS_IN_TILES;
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
     for (int64_t row = 0; row < (has_memory ? rows : 0); row++) {
         int8_t* to = arranged.integers + row * stride;
@@ -184,23 +150,20 @@ static int linear_int4(int64_t rows, const T* x, const uint8_t* codes, const bfl
         int64_t whole = w.groups / LANES * LANES * GROUP, gap = (groups - w.groups) * GROUP;
         memmove(to + whole + gap, to + whole, stride - whole - gap);  // the last of fewer: to their step's end
         memset(to + whole, 0, gap);
-        arrange(to, groups, arranged.sums + row * groups);
+        if (is_in_tiles)
+            arrange_for_tiles(to, groups, arranged.sums + row * groups);
+        else
+            arrange(to, groups, arranged.sums + row * groups);
     }
     auto finish = [=](int64_t row, int64_t output, float sum) {
         float y = sum * scales[row];
         narrow(bias ? y + widened(bias[output]) : y, out[row * outputs + output]);
     };
-    int64_t block = outputs_of_block(outputs, w.groups * (GROUP_BYTES + 3), 1);
-#pragma omp parallel for schedule(dynamic) if (rows * inputs * outputs > LEAST_WORK)
-    for (int64_t first = 0; first < (has_memory ? outputs : 0); first += block) {
-        int64_t last = first + block < outputs ? first + block : outputs, row = 0;
-        for (; row + 4 <= rows; row += 4) strip<4>(w, arranged, row, first, last, finish);
-        if (rows - row == 3) strip<3>(w, arranged, row, first, last, finish);
-        if (rows - row == 2) strip<2>(w, arranged, row, first, last, finish);
-        if (rows - row == 1) strip<1>(w, arranged, row, first, last, finish);
-    }
+    int result = has_memory ? 0 : -1;
+    if (has_memory && is_in_tiles) result = in_tiles(w, arranged, rows, outputs, finish);
+    if (has_memory && !is_in_tiles) strips(w, arranged, rows, outputs, finish);
     free(arranged.integers);
     free(arranged.sums);
     free(scales);
-    return has_memory ? 0 : -1;
+    return result;
 }

@@ -60,9 +60,10 @@ class Int4RowsLinear(Int4Linear):
         return (rows + 3 * self.out_features * GROUP_SIZE) * torch.float32.itemsize
 
     def kernel_bytes(self, num_rows: int) -> int:
-        """The rows' integers, filled up to whole steps; in float32 their sums by groups, and their scales."""
+        """The rows' integers, filled up to whole steps, and in float32 their sums, twice; their scales."""
         columns = self.in_features + 16 * GROUP_SIZE  # 16 groups are a step of the widest path; see int4.h
-        return num_rows * (columns + (columns // GROUP_SIZE + 1) * torch.float32.itemsize)
+        num_rows += 16  # the second time filled up to whole tiles; see int4_tiles.h
+        return num_rows * (2 * columns + (2 * columns // GROUP_SIZE + 1) * torch.float32.itemsize)
 
 
 def quantize(weight: Tensor) -> dict[str, Tensor]:
