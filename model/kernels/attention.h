@@ -8,6 +8,7 @@
 
 #include <omp.h>
 
+#include "amx.h"
 #include "functions.h"
 #include "paged.h"
 
@@ -17,6 +18,11 @@ constexpr int TILE_QUERIES = 64;  // those of one item, about: they share what i
 constexpr int KEY_VECTORS = BLOCK_SIZE / LANES;
 constexpr int REGISTERS = LANES == 16 ? 16 : 8;  // that hold sums: about half of those there are
 constexpr int LARGEST_STRIP = LANES == 16 ? 8 : REGISTERS / KEY_VECTORS;  // queries computed together
+#if defined(__AMX_BF16__)
+constexpr int SCORED = SIDE;  // queries whose scores are kept: those of a tile
+#else
+constexpr int SCORED = LARGEST_STRIP;
+#endif
 
 // Consecutive rows of one sequence with the heads that share one head of the cache.
 template <class T>
@@ -27,12 +33,30 @@ struct Item {
     int64_t group, first_head, window;
 };
 
+// What queries are multiplied as: with tiles, as they come.
+template <class T>
+struct QueryOf {
+    using Type = float;
+};
+#if defined(__AMX_BF16__)
+template <>
+struct QueryOf<bfloat16> {
+    using Type = bfloat16;
+};
+#endif
+
+static inline void copy_number(bfloat16 from, float& to) { to = widened(from); }
+template <class T>
+static inline void copy_number(T from, T& to) { to = from; }
+
 // What an item's queries have come to: [num_queries] of each.
+template <class T>
 struct State {
-    float *queries, *sums_of_values;  // [size]
-    float *sums;                      // [BLOCK_SIZE] of weights, by position modulo BLOCK_SIZE
+    typename QueryOf<T>::Type* queries;  // [size], followed by zeros to whole tiles
+    float* sums_of_values;               // [size]
+    float* sums;                         // [BLOCK_SIZE] of weights, by position modulo BLOCK_SIZE
     float *largest;
-    float *scores;  // [LARGEST_STRIP, SPAN] of those computed together
+    float *scores;  // [SCORED, SPAN] of those computed together
 };
 
 static inline void load_packed(const float* from, Floats (&to)[1]) { to[0] = load<Floats>(from); }
@@ -62,8 +86,9 @@ static inline void score(const float* queries, int64_t size, const T* keys, cons
                 store(scores + n * SPAN + b * BLOCK_SIZE + v * LANES, sums[n][b][v]);
 }
 
-// Capped, and with ALiBi's bias, where a decoder has these. See model/attention.py.
-static inline Floats adjusted(const Step& step, Floats scores, float slope, Floats positions) {
+// Scaled; capped, and with ALiBi's bias, where a decoder has these. See model/attention.py.
+static inline Floats adjusted(const Step& step, Floats products, float slope, Floats positions) {
+    Floats scores = products * all(step.scale);
     if (step.softcap > 0) scores = all(step.softcap) * hyperbolic_tangent(scores / all(step.softcap));
     if (!step.slopes) return scores;
     if (!step.is_alibi_rounded) return scores + all(slope) * positions;
@@ -141,62 +166,147 @@ static inline void weigh(const T* values, const int32_t* table, int64_t size, in
         weigh_some<T, Q, 1>(values + i * PACK<T>, table, size, from, to, weights, out + i);
 }
 
-// Q queries, from `query` on, with the span that begins at `start`.
-template <class T, int Q>
-static void attend_strip(const Step& step, const Item<T>& item, const State& state, int64_t query, int64_t start) {
-    int64_t from[Q], to[Q];  // what each sees of the span; both ascend
-    for (int n = 0; n < Q; n++) {
-        int64_t position = item.position + (query + n) / item.group;
-        from[n] = most(0, position - item.window + 1 - start);
-        to[n] = least(SPAN, position + 1 - start);
+// What some queries, at most N, see of a span, counted from its first position; both ascend.
+template <int N>
+struct Seen {
+    int64_t from[N], to[N];
+
+    template <class T>
+    Seen(const Item<T>& item, int64_t query, int64_t count, int64_t start) {
+        for (int64_t n = 0; n < count; n++) {
+            int64_t position = item.position + (query + n) / item.group;
+            from[n] = most(0, position - item.window + 1 - start);
+            to[n] = least(SPAN, position + 1 - start);
+        }
     }
-    if (from[0] >= to[Q - 1]) return;
-    const int32_t* table = item.table + start / BLOCK_SIZE;
-    int64_t block = from[0] / BLOCK_SIZE, end = (to[Q - 1] + BLOCK_SIZE - 1) / BLOCK_SIZE, size = step.size;
-    const float* queries = state.queries + query * size;
+};
+
+// The products of `count` queries, from `query` on, with the keys of the span that begins at `start`; Q at a time.
+template <int Q, class T>
+static void score_strips(const Step& step, const Item<T>& item, const float* queries, int64_t query, int64_t count,
+                         int64_t start, float* scores) {
     constexpr int BLOCKS = least(REGISTERS / Q / KEY_VECTORS, 4);
-    for (; block + BLOCKS <= end; block += BLOCKS)
-        score<T, Q, BLOCKS>(queries, size, item.keys, item.values, table + block, state.scores + block * BLOCK_SIZE);
-    for (; block < end; block++)
-        score<T, Q, 1>(queries, size, item.keys, item.values, table + block, state.scores + block * BLOCK_SIZE);
-    for (int n = 0; n < Q; n++) {
-        int64_t head = item.first_head + (query + n) % item.group;
-        soften(step, state.scores + n * SPAN, start, from[n], to[n], step.slopes ? step.slopes[head] : 0,
-               state.largest[query + n], state.sums + (query + n) * BLOCK_SIZE, state.sums_of_values + (query + n) * size);
+    const int32_t* table = item.table + start / BLOCK_SIZE;
+    for (; count >= Q; query += Q, count -= Q, scores += Q * SPAN) {
+        Seen<Q> seen(item, query, Q, start);
+        int64_t block = seen.from[0] / BLOCK_SIZE, end = (seen.to[Q - 1] + BLOCK_SIZE - 1) / BLOCK_SIZE, size = step.size;
+        for (; block + BLOCKS <= end; block += BLOCKS)
+            score<T, Q, BLOCKS>(queries + query * size, size, item.keys, item.values, table + block, scores + block * BLOCK_SIZE);
+        for (; block < end; block++)
+            score<T, Q, 1>(queries + query * size, size, item.keys, item.values, table + block, scores + block * BLOCK_SIZE);
     }
-    // What all see together; before it and behind, a few keys that some see, one by one.
-    int64_t first = from[Q - 1], last = most(first, to[0]);
-    float* out = state.sums_of_values + query * size;
-    for (int n = 0; n < Q; n++)
-        weigh<T, 1>(item.values, table, size, from[n], least(first, to[n]), state.scores + n * SPAN, out + n * size);
-    weigh<T, Q>(item.values, table, size, first, last, state.scores, out);
-    for (int n = 0; n < Q; n++)
-        weigh<T, 1>(item.values, table, size, last, to[n], state.scores + n * SPAN, out + n * size);
+    if constexpr (Q > 1) score_strips<Q / 2>(step, item, queries, query, count, start, scores);
 }
 
-template <class T, int Q>
-static void attend_span(const Step& step, const Item<T>& item, const State& state, int64_t query, int64_t start) {
-    for (; query + Q <= item.num_queries; query += Q) attend_strip<T, Q>(step, item, state, query, start);
-    if constexpr (Q > 1) attend_span<T, Q / 2>(step, item, state, query, start);
+template <class T>
+static void score_all(const Step& step, const Item<T>& item, const float* queries, int64_t query, int64_t count,
+                      int64_t start, float* scores) {
+    score_strips<LARGEST_STRIP>(step, item, queries, query, count, start, scores);
+}
+
+// What a thread needs for `score_all`, while it lasts.
+template <class T>
+struct ScoreTiles {
+    ScoreTiles() {}
+};
+
+#if defined(__AMX_BF16__)
+// Tile 0 is of products; 1 and 2 of queries and keys, 32 numbers of each, 3 and 4 of half as many.
+template <>
+struct ScoreTiles<bfloat16> {
+    ScoreTiles() {
+        struct {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t bytes_of_row[16] = {64, 64, 64, 32, 64};
+            uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE / 2};
+        } config;
+        MEMORY_IS_READ;
+        _tile_loadconfig(&config);
+    }
+    ~ScoreTiles() { _tile_release(); }
+};
+
+// As they lie in the cache, the keys of a block are what a tile of queries is multiplied with. The queries are followed
+// by zeros to whole tiles.
+static void score_all(const Step& step, const Item<bfloat16>& item, const bfloat16* queries, int64_t query, int64_t count,
+                      int64_t start, float* scores) {
+    static_assert(BLOCK_SIZE == SIDE, "a block is a tile");
+    Seen<SCORED> seen(item, query, count, start);
+    const int32_t* table = item.table + start / BLOCK_SIZE;
+    int64_t block = seen.from[0] / BLOCK_SIZE, end = (seen.to[count - 1] + BLOCK_SIZE - 1) / BLOCK_SIZE, size = step.size;
+    const bfloat16* from = queries + query * size;
+    MEMORY_IS_READ;
+    for (; block < end; block++) {
+        const bfloat16* keys = item.keys + table[block] * BLOCK_SIZE * size;
+        const bfloat16* values = item.values + table[block] * BLOCK_SIZE * size;
+        _tile_zero(0);
+        int64_t i = 0;
+        for (; i + 32 <= size; i += 32) {
+            _tile_loadd(1, from + i, size * sizeof *from);
+            _tile_loadd(2, keys + i * BLOCK_SIZE, STEP);
+            _tile_dpbf16ps(0, 1, 2);
+            for (int line = 0; line < 16; line++) __builtin_prefetch(values + (i + 2 * line) * BLOCK_SIZE);  // needed next
+        }
+        if (i < size) {
+            _tile_loadd(3, from + i, size * sizeof *from);
+            _tile_loadd(4, keys + i * BLOCK_SIZE, STEP);
+            _tile_dpbf16ps(0, 3, 4);
+        }
+        _tile_stored(0, scores + block * BLOCK_SIZE, SPAN * sizeof *scores);
+    }
+    MEMORY_IS_READ;
+}
+#endif
+
+// Softens the scores of `count` queries, from `query` on, and adds the values of a span to their sums; Q at a time.
+template <int Q, class T>
+static void weigh_strips(const Step& step, const Item<T>& item, const State<T>& state, int64_t query, int64_t count,
+                         int64_t start, float* scores) {
+    const int32_t* table = item.table + start / BLOCK_SIZE;
+    int64_t size = step.size;
+    for (; count >= Q; query += Q, count -= Q, scores += Q * SPAN) {
+        Seen<Q> seen(item, query, Q, start);
+        float* out = state.sums_of_values + query * size;
+        for (int n = 0; n < Q; n++) {
+            int64_t head = item.first_head + (query + n) % item.group;
+            soften(step, scores + n * SPAN, start, seen.from[n], seen.to[n], step.slopes ? step.slopes[head] : 0,
+                   state.largest[query + n], state.sums + (query + n) * BLOCK_SIZE, out + n * size);
+        }
+        // What all see together; before it and behind, a few keys that some see, one by one.
+        int64_t first = seen.from[Q - 1], last = most(first, seen.to[0]);
+        for (int n = 0; n < Q; n++)
+            weigh<T, 1>(item.values, table, size, seen.from[n], least(first, seen.to[n]), scores + n * SPAN, out + n * size);
+        weigh<T, Q>(item.values, table, size, first, last, scores, out);
+        for (int n = 0; n < Q; n++)
+            weigh<T, 1>(item.values, table, size, last, seen.to[n], scores + n * SPAN, out + n * size);
+    }
+    if constexpr (Q > 1) weigh_strips<Q / 2>(step, item, state, query, count, start, scores);
 }
 
 // All of an item. q, out: [num_tokens, num_heads, head_dim], from the item's first row and head on.
 template <class T>
-static void attend_item(const Step& step, const Item<T>& item, const State& state, const T* q, const float* sinks,
+static void attend_item(const Step& step, const Item<T>& item, const State<T>& state, const T* q, const float* sinks,
                         T* out) {
     for (int64_t n = 0; n < item.num_queries; n++) {
         const T* row = q + (n / item.group * step.num_heads + n % item.group) * step.head_dim;
-        float* query = state.queries + n * step.size;
-        for (int64_t i = 0; i < step.head_dim; i++) query[i] = widened(row[i]) * step.scale;
+        auto* query = state.queries + n * step.size;
+        for (int64_t i = 0; i < step.head_dim; i++) copy_number(row[i], query[i]);
         for (int64_t i = step.head_dim; i < step.size; i++) query[i] = 0;
         // A sink is one more score, of weight 1 while it is the largest.
         state.largest[n] = sinks ? sinks[item.first_head + n % item.group] : -__builtin_inff();
         for (int i = 0; i < BLOCK_SIZE; i++) state.sums[n * BLOCK_SIZE + i] = sinks && i == 0;
     }
+    int64_t missing = rounded_up(item.num_queries, SCORED) - item.num_queries;
+    memset(state.queries + item.num_queries * step.size, 0, missing * step.size * sizeof *state.queries);
     memset(state.sums_of_values, 0, item.num_queries * step.size * sizeof(float));
     int64_t last = item.position + (item.num_queries - 1) / item.group;
     for (int64_t start = most(0, item.position - item.window + 1) / SPAN * SPAN; start <= last; start += SPAN)
-        attend_span<T, LARGEST_STRIP>(step, item, state, 0, start);
+        for (int64_t query = 0; query < item.num_queries; query += SCORED) {
+            int64_t count = least(SCORED, item.num_queries - query);
+            if (start > item.position + (query + count - 1) / item.group) continue;  // of what begins here they see nothing
+            score_all(step, item, state.queries, query, count, start, state.scores);
+            weigh_strips<LARGEST_STRIP>(step, item, state, query, count, start, state.scores);
+        }
     for (int64_t n = 0; n < item.num_queries; n++) {
         Floats totals = {};
         for (int v = 0; v < KEY_VECTORS; v++) totals += load<Floats>(state.sums + n * BLOCK_SIZE + v * LANES);
@@ -208,16 +318,17 @@ static void attend_item(const Step& step, const Item<T>& item, const State& stat
 
 // The memory of a thread, in floats, and its parts.
 static inline int64_t state_size(int64_t num_queries, int64_t size) {
-    return (num_queries * (2 * size + BLOCK_SIZE + 1) + LARGEST_STRIP * SPAN + 15) / 16 * 16;
+    return (num_queries * (2 * size + BLOCK_SIZE + 1) + SCORED * SPAN + 15) / 16 * 16;
 }
 
-static inline State state_at(float* memory, int64_t num_queries, int64_t size) {
-    State state;
-    state.queries = memory;
-    state.sums_of_values = state.queries + num_queries * size;
+template <class T>
+static inline State<T> state_at(float* memory, int64_t num_queries, int64_t size) {
+    State<T> state;
+    state.scores = memory;
+    state.queries = (typename QueryOf<T>::Type*)(state.scores + SCORED * SPAN);
+    state.sums_of_values = state.scores + SCORED * SPAN + num_queries * size;
     state.sums = state.sums_of_values + num_queries * size;
-    state.scores = state.sums + num_queries * BLOCK_SIZE;
-    state.largest = state.scores + LARGEST_STRIP * SPAN;
+    state.largest = state.sums + num_queries * BLOCK_SIZE;
     return state;
 }
 
@@ -232,7 +343,7 @@ static int attend(int64_t, const T* q, const T* k, const T* v, const float* sink
     int64_t head_size = step.num_blocks * BLOCK_SIZE * step.size;
     T* keys = (T*)step.keys + layer * step.num_kv_heads * head_size;
     T* values = (T*)step.values + layer * step.num_kv_heads * head_size;
-    int64_t floats = state_size(height * group, step.size);
+    int64_t num_queries = rounded_up(height * group, SCORED), floats = state_size(num_queries, step.size);
     auto* memory = (float*)aligned_alloc(64, omp_get_max_threads() * floats * sizeof(float));
     Rows* tiles = cut(step, height, num_tiles);
     int64_t num_items = num_tiles * step.num_kv_heads;
@@ -243,7 +354,8 @@ static int attend(int64_t, const T* q, const T* k, const T* v, const float* sink
     }
 #pragma omp parallel if (num_items > 1)
     {
-        State state = state_at(memory + omp_get_thread_num() * floats, height * group, step.size);
+        ScoreTiles<T> tiles_of_thread;
+        State<T> state = state_at<T>(memory + omp_get_thread_num() * floats, num_queries, step.size);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_items; i++) {
             int64_t head = i / num_tiles, at = head * head_size;
