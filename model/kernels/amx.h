@@ -24,16 +24,23 @@ struct TileSum<int8_t> {
 // The intrinsics do not tell the compiler which memory they read.
 #define MEMORY_IS_READ asm volatile("" ::: "memory")
 
-// All eight tiles whole.
-static void begin_tiles() {
-    struct {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    MEMORY_IS_READ;
-    _tile_loadconfig(&config);
-}
+// The shapes of a thread's eight tiles, while this lasts: how many rows, and the bytes of each.
+struct Tiles {
+    Tiles(const uint8_t (&rows)[8], const uint8_t (&bytes)[8]) {
+        struct {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t bytes_of_row[16] = {};
+            uint8_t rows[16] = {};
+        } config;
+        for (int i = 0; i < 8; i++) {
+            config.rows[i] = rows[i];
+            config.bytes_of_row[i] = bytes[i];
+        }
+        MEMORY_IS_READ;
+        _tile_loadconfig(&config);
+    }
+    ~Tiles() { _tile_release(); }
+};
 
 // A square of words, each row of it becoming a column: within 4 x 4 words, then these among each other.
 static inline void transpose(__m512i (&square)[SIDE]) {
@@ -181,7 +188,7 @@ struct InTiles {
                         laid_out + (tile * steps + step) * WORDS);
 #pragma omp parallel if (rows * inputs * outputs > LEAST_WORK)
         {
-            begin_tiles();
+            Tiles whole({16, 16, 16, 16, 16, 16, 16, 16}, {64, 64, 64, 64, 64, 64, 64, 64});
 #pragma omp for schedule(dynamic)
             for (int64_t first = 0; first < outputs; first += block) {
                 int64_t count = first + block < outputs ? block : outputs - first;
@@ -199,7 +206,6 @@ struct InTiles {
                     }
                 }
             }
-            _tile_release();
         }
         free(laid_out);
         return 0;

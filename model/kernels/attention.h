@@ -213,17 +213,8 @@ struct ScoreTiles {
 #if defined(__AMX_BF16__)
 // Tile 0 is of products; 1 and 2 of queries and keys, 32 numbers of each, 3 and 4 of half as many.
 template <>
-struct ScoreTiles<bfloat16> {
-    ScoreTiles() {
-        struct {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t bytes_of_row[16] = {64, 64, 64, 32, 64};
-            uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE / 2};
-        } config;
-        MEMORY_IS_READ;
-        _tile_loadconfig(&config);
-    }
-    ~ScoreTiles() { _tile_release(); }
+struct ScoreTiles<bfloat16> : Tiles {
+    ScoreTiles() : Tiles({16, 16, 16, 16, 8}, {64, 64, 64, 32, 64}) {}
 };
 
 // As they lie in the cache, the keys of a block are what a tile of queries is multiplied with. The queries are followed

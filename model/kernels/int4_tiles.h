@@ -10,17 +10,6 @@
 
 constexpr int64_t LEAST_ROWS_IN_TILES = 17;  // fewer are as fast in registers
 
-// Tiles 0 to 3 are of sums, 4 and 5 of a group's codes of 16 outputs, 6 and 7 of what 16 rows have for them.
-static void begin_group_tiles() {
-    struct {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t bytes_of_row[16] = {64, 64, 64, 64, GROUP, GROUP, 64, 64};
-        uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, GROUP / 4, GROUP / 4};
-    } config;
-    MEMORY_IS_READ;
-    _tile_loadconfig(&config);
-}
-
 // A row's integers, of each group those at even places first, in their place, and each group's sum.
 static void arrange_for_tiles(int8_t* integers, int64_t groups, float* sums) {
     for (int64_t group = 0; group < groups; group++, integers += GROUP) {
@@ -160,7 +149,8 @@ static int in_tiles(const Int4& w, const Int8Rows& x, int64_t rows, int64_t outp
         int64_t thread = omp_get_thread_num();
         float* scales = factors + thread * 2 * x.groups * SIDE;
         Int4Tile some = {codes + thread * SIDE * stride, scales, scales + x.groups * SIDE, x.groups, stride};
-        begin_group_tiles();
+        // 0 to 3 are of sums, 4 and 5 of a group's codes of 16 outputs, 6 and 7 of what 16 rows have for them.
+        Tiles of_groups({16, 16, 16, 16, 16, 16, GROUP / 4, GROUP / 4}, {64, 64, 64, 64, GROUP, GROUP, 64, 64});
 #pragma omp for schedule(dynamic)
         for (int64_t first = 0; first < (has_memory ? outputs : 0); first += SIDE) {
             int64_t count = outputs - first < SIDE ? outputs - first : SIDE;
@@ -172,7 +162,6 @@ static int in_tiles(const Int4& w, const Int8Rows& x, int64_t rows, int64_t outp
                     for (int64_t n = 0; n < count; n++) finish(tile * SIDE + m, first + n, sums[m][n]);
             }
         }
-        _tile_release();
     }
     free(laid_out);
     free(x_sums);
