@@ -50,6 +50,7 @@ class Connection(HttpToolsProtocol):
     _write_deadline: asyncio.TimerHandle | None = None  # runs while bytes wait for the client to take them
     _linger_deadline: asyncio.TimerHandle | None = None  # runs while what still comes is thrown away
     _num_lingering_bytes = 0
+    _is_recorded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Bound the socket, and make room for it."""
@@ -155,6 +156,9 @@ class Connection(HttpToolsProtocol):
         raise NotImplementedError
 
     def _record_drop(self, reason: DropReason) -> None:
+        if self._is_recorded:  # our deadline and the kernel's may pass in one turn of the loop
+            return
+        self._is_recorded = True
         self.metrics.dropped(reason)
         access_log.info("dropped %s", reason, extra={"reason": reason})
 

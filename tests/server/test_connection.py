@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import resource
 import socket
@@ -11,12 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import pytest
 
 from server import connection as connections
 from server.connection import LINGER_BYTES, SEND_BUFFER_BYTES, Connection, affordable_connections
+from server.metrics import DropReason
 from server.middleware import MAX_PIECE_BYTES, InPieces
 from server.protocol import MAX_HEAD_BYTES, MAX_PIPELINED
 from tests.server.live import Live, eventually, flood, post, prompt, serve, statuses, until_closed
@@ -131,6 +133,24 @@ def test_a_client_that_the_system_gave_up_is_counted(
     assert eventually(lambda: impatient.engine.num_aborted == 1)
     assert impatient.series()[DROPPED.format("timed_out")] - before == 1
     assert [record.getMessage() for record in caplog.records].count("dropped timed_out") == 1
+
+
+def test_a_client_that_we_and_the_system_give_up_at_once_is_counted_once(
+    impatient: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = impatient.series()
+    with unread(impatient, GET) as client:
+        client.recv(100)
+        end = server_side(impatient, client)
+        lost = end.connection_lost
+        monkeypatch.setattr(end, "connection_lost", lambda _: lost(OSError(errno.ETIMEDOUT, "")))
+        end.loop.call_soon_threadsafe(end.drop, "slow_reader")
+        assert eventually(lambda: end not in open_connections(impatient))
+    after = impatient.series()
+    rises = [
+        after[DROPPED.format(reason)] - before[DROPPED.format(reason)] for reason in get_args(DropReason)
+    ]
+    assert sorted(rises) == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, MAX_PIECE_BYTES, MAX_PIECE_BYTES + 1, 5 * MAX_PIECE_BYTES])
