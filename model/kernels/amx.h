@@ -145,6 +145,17 @@ static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t ste
     MEMORY_IS_READ;
 }
 
+// Hands a row's sums on, of `left` outputs, N at most: as many as there are mostly, which the compiler then does at once.
+template <class Sum, int64_t N, class Finish>
+static inline void finish_row(const Sum (&sums)[N], int64_t row, int64_t output, int64_t left, const Finish& finish) {
+    if (left >= N) {
+#pragma GCC ivdep
+        for (int64_t n = 0; n < N; n++) finish(row, output + n, sums[n]);
+    } else {
+        for (int64_t n = 0; n < left; n++) finish(row, output + n, sums[n]);
+    }
+}
+
 // `left` outputs of the weight, 32 at most, with COLUMNS tiles of x; each sum goes to `finish(row, output, sum)`.
 template <class T, int COLUMNS, class Finish>
 static void finish_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps, int64_t row, int64_t rows, int64_t output,
@@ -158,14 +169,7 @@ static void finish_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps, int6
             transpose(square);
             for (int i = 0; i < SIDE; i++) store(by_row[column * SIDE + i] + half * SIDE, square[i]);
         }
-    for (int64_t m = 0; m < COLUMNS * SIDE && row + m < rows; m++) {
-        if (outputs >= 2 * SIDE) {
-#pragma GCC ivdep
-            for (int64_t n = 0; n < 2 * SIDE; n++) finish(row + m, output + n, by_row[m][n]);
-        } else {
-            for (int64_t n = 0; n < outputs; n++) finish(row + m, output + n, by_row[m][n]);
-        }
-    }
+    for (int64_t m = 0; m < COLUMNS * SIDE && row + m < rows; m++) finish_row(by_row[m], row + m, output, outputs, finish);
 }
 
 // As `InRegisters` in linear.h.

@@ -45,18 +45,14 @@ struct QueryOf<bfloat16> {
 };
 #endif
 
-static inline void copy_number(bfloat16 from, float& to) { to = widened(from); }
-template <class T>
-static inline void copy_number(T from, T& to) { to = from; }
-
 // What an item's queries have come to: [num_queries] of each.
 template <class T>
 struct State {
     typename QueryOf<T>::Type* queries;  // [size], followed by zeros to whole tiles
     float* sums_of_values;               // [size]
     float* sums;                         // [BLOCK_SIZE] of weights, by position modulo BLOCK_SIZE
-    float *largest;
-    float *scores;  // [SCORED, SPAN] of those computed together
+    float* largest;
+    float* scores;  // [SCORED, SPAN] of those computed together
 };
 
 static inline void load_packed(const float* from, Floats (&to)[1]) { to[0] = load<Floats>(from); }
@@ -281,7 +277,7 @@ static void attend_item(const Step& step, const Item<T>& item, const State<T>& s
     for (int64_t n = 0; n < item.num_queries; n++) {
         const T* row = q + (n / item.group * step.num_heads + n % item.group) * step.head_dim;
         auto* query = state.queries + n * step.size;
-        for (int64_t i = 0; i < step.head_dim; i++) copy_number(row[i], query[i]);
+        for (int64_t i = 0; i < step.head_dim; i++) narrow(widened(row[i]), query[i]);
         for (int64_t i = step.head_dim; i < step.size; i++) query[i] = 0;
         // A sink is one more score, of weight 1 while it is the largest.
         state.largest[n] = sinks ? sinks[item.first_head + n % item.group] : -__builtin_inff();

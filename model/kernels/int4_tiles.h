@@ -40,7 +40,7 @@ struct Int4Tile {
     float *scales, *offsets;  // [groups, 16]; an offset is -zero * scale
     int64_t groups, stride;
 
-    // From the output `first` on, if there are fewer with zeros behind them.
+    // From the output `first` on. Of those past `count` only the factors are set, to 0.
     void fill(const Int4& w, int64_t first, int64_t count) const {
         for (int64_t step = 0; step < groups; step += LANES) {
             int64_t number = w.groups - step < LANES ? w.groups - step : LANES, skipped = LANES - number;
@@ -159,7 +159,7 @@ static int in_tiles(const Int4& w, const Int8Rows& x, int64_t rows, int64_t outp
                 alignas(64) float sums[SIDE][SIDE];
                 some.multiply(laid_out + tile * steps * WORDS, x_sums + tile * x.groups * SIDE, sums);
                 for (int64_t m = 0; m < SIDE && tile * SIDE + m < rows; m++)
-                    for (int64_t n = 0; n < count; n++) finish(tile * SIDE + m, first + n, sums[m][n]);
+                    finish_row(sums[m], tile * SIDE + m, first, count, finish);
             }
         }
     }
