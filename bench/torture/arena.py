@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -145,6 +145,14 @@ class Arena:
     def seconds(self, full_s: float, at_least_s: float) -> float:
         """How long, at this scale."""
         return max(at_least_s, full_s * self.scale)
+
+    def of_context(self, num_tokens: int) -> Arena:
+        """The same, but that an answer may fill a context of so many tokens, in a short run too.
+
+        Whether memory runs out is then the lengths' doing, not a matter of who asked when.
+        """
+        limits = replace(self.limits, max_total_tokens=num_tokens, max_new_tokens=num_tokens)
+        return replace(self, limits=limits)
 
     async def mixed(self, full: int, at_least: int) -> list[Wish]:
         """Wishes of every kind, so many at this scale, whose answers are known. All rows draw the same."""

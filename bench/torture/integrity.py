@@ -5,7 +5,6 @@ Decides in which companies, budgets and pools; the comparing is in check.py.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import time
 
@@ -35,9 +34,9 @@ async def token_integrity(arena: Arena) -> Finding:
 async def batch_independence(arena: Arena) -> Finding:
     """R2: alone and again, in company, under other budgets, and preempted; cold and warm prefix cache."""
     finding = Finding("R2")
-    growing = await arena.steady(8, 300, 64)  # past the memory that they begin with
-    wishes = growing + await arena.mixed(150, 12)
     room = arena.limits.max_total_tokens
+    growing = await arena.of_context(room).steady(8, 300, 64)  # past the memory that they begin with
+    wishes = growing + await arena.mixed(150, 12)
     companies: list[tuple[tuple[str, ...], tuple[int, ...]]]  # flags, and how many at once
     if arena.is_short:  # all of it on one server
         odd = ("--max-num-seqs", "7", "--max-batch-tokens", "40", "--kv-cache-tokens", str(room))
@@ -77,8 +76,7 @@ async def memory_pressure(arena: Arena) -> Finding:
     if not arena.is_short:
         pools.append(("a quarter", room, arena.num_streams))
     for name, max_total, num_streams in pools:
-        limits = dataclasses.replace(arena.limits, max_total_tokens=max_total)
-        within = dataclasses.replace(arena, limits=limits)
+        within = arena.of_context(max_total)
         wishes = await within.steady(num_streams, max_total - 64, 64) + await within.mixed(40, 8)
         num_known = sum(64 + wish.parameters["max_new_tokens"] for wish in wishes)
         num_held = max_total if max_total < room else max(room, num_known // 4)
