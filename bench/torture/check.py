@@ -144,7 +144,8 @@ class StreamCheck:
         if event.token != expected.tokens[place]:
             raise Wrong(f"token {place + 1} is {event.token}, alone {expected.tokens[place]}")
         if expected.top_tokens and event.top_tokens != expected.top_tokens[place]:
-            raise Wrong(f"the alternatives to token {place + 1} are not those of the request alone")
+            alone = expected.top_tokens[place]
+            raise Wrong(f"the alternatives to token {place + 1} are {event.top_tokens}, alone {alone}")
 
     def _last(self, text: str, details: dict[str, Any]) -> None:
         expected = self._expected

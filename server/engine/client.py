@@ -19,6 +19,7 @@ from server.engine.request import EngineStats, GenerationRequest, Progress, Timi
 MAX_OUTPUTS_AT_ONCE: Final = 32
 # Of one stream: 1,024 plain tokens, 33 with 20 alternatives each. The engine does not run further ahead.
 MAX_UNREAD_BYTES: Final = 8 * 1024
+_NO_ID: Final = -1  # where a token has no alternative: a cut may leave fewer than were asked for
 
 
 class EngineError(Exception):
@@ -157,9 +158,9 @@ class TokenStream:
         if output.token_id is not None:
             self.token_ids.append(output.token_id)
             self._logprobs.append(output.logprob)
-            for token_id, logprob in output.top:
-                self._top_ids.append(token_id)
-                self._top_logprobs.append(logprob)
+            num_missing = self._num_top - len(output.top)
+            self._top_ids.extend([*(token_id for token_id, _ in output.top), *[_NO_ID] * num_missing])
+            self._top_logprobs.extend([*(logprob for _, logprob in output.top), *[0.0] * num_missing])
         self._prompt_logprobs = output.prompt_logprobs or self._prompt_logprobs
         self._timings = output.timings or self._timings
         if output.finish_reason is not None:
@@ -213,7 +214,11 @@ class TokenStream:
         return TokenOutput(
             token_id=self.token_ids[self._num_read + place],
             logprob=self._logprobs[place],
-            top=tuple(zip(self._top_ids[its_top], self._top_logprobs[its_top], strict=True)),
+            top=tuple(
+                (token_id, logprob)
+                for token_id, logprob in zip(self._top_ids[its_top], self._top_logprobs[its_top], strict=True)
+                if token_id != _NO_ID
+            ),
             prompt_logprobs=prompt_logprobs,
             timings=self._timings,
         )

@@ -234,6 +234,21 @@ def with_alternatives(max_new_tokens: int) -> GenerationRequest:
     return msgspec.structs.replace(request(max_new_tokens=max_new_tokens), sampling=sampling)
 
 
+def test_a_token_with_few_alternatives_leaves_the_next_ones_theirs() -> None:
+    """A cut may leave fewer than were asked for; the reader looks after several tokens."""
+    tops = [((1, -0.5), (2, -1.0)), ((3, 0.0),), (), ((4, -0.1), (5, -2.0), (6, -3.0))]
+
+    async def scenario() -> None:
+        sampling = SamplingParams(seed=1, top_n_tokens=3)
+        stream = TokenStream(msgspec.structs.replace(request(), sampling=sampling), lambda: None)
+        for first in range(0, len(tops), 2):
+            for top in tops[first:]:
+                stream.put(TokenOutput(token_id=7, top=top))
+            assert [output.top for output in await anext(stream)] == tops[first:]
+
+    run(scenario)
+
+
 async def until_paused(client: WorkerClient, stream: TokenStream) -> None:
     await until(lambda: stream.is_behind and client.stats().num_running == 0)
     assert client.stats().num_waiting == 1
