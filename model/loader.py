@@ -23,6 +23,7 @@ from model.counting import held_dtype, parameter_owners
 from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
 from model.folder import LoadError, read_file, read_json
+from model.kernels.library import Kernels
 from model.machine import num_cores
 from model.parameters import Parameters, Source, without_memory
 from model.quantization import Scheme, scheme_of
@@ -130,15 +131,18 @@ def load(
     folder: ModelFolder,
     device: torch.device | str = "cpu",
     on_progress: Progress = lambda done, total: None,
+    kernels: Kernels | None = None,
 ) -> LoadedModel:
     """Fill the folder's decoder with its weights, one tensor at a time. Raises `LoadError`.
+
+    What is quantized is so by `kernels`, if there are any: the same, sooner.
 
     At its peak it takes the weights and one stored tensor. The fingerprint is the SHA-256 of the files that
     decide an answer: name, length and SHA-256 of each beside the weights, then, file by file of these, the
     SHA-256 of the header and of each tensor's pieces of 1 MiB, which several threads can find.
     """
     owners = parameter_owners(folder.decoder)
-    parameters = Parameters(folder.source)
+    parameters = Parameters(folder.source, kernels)
     digest = hashlib.sha256()
     for name in (*DECIDING_FILES, *_matches(folder.path)):
         if (content := read_file(folder.path, name)) is not None:

@@ -19,6 +19,7 @@ from model.checkpoint import Checkpoint, StoredTensor
 from model.decoder import Decoder
 from model.families import Family
 from model.folder import LoadError
+from model.kernels.library import Kernels
 from model.linear import Linear
 from model.quantization import AT_LOAD, QuantizedLinear, Scheme, int8
 from model.quantization.linear import SHARED
@@ -71,8 +72,9 @@ class Source:
 class Parameters:
     """What each stored tensor gives, in one reading of them all. Holds a packed layer's until it is whole."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, kernels: Kernels | None = None) -> None:
         self._source = source
+        self._kernels = kernels  # which quantize
         self._decoder = source.decoder
         self._at_load = AT_LOAD.get(source.quantize)
         self._num_leaves = Counter(layer for layer, _ in source.places.values())
@@ -116,7 +118,7 @@ class Parameters:
             elif self._at_load is not None and self._is_quantizable(path, linear):
                 kind, packed, has_bias = (
                     self._at_load[0],
-                    self._at_load[1](linear.weight),
+                    self._at_load[1](linear.weight, None),
                     linear.bias is not None,
                 )
             else:
@@ -161,7 +163,7 @@ class Parameters:
             and isinstance(module, QuantizedLinear)
             and part.shape == (module.out_features, module.in_features)
         ):
-            for own, tensor in quantize(part).items():
+            for own, tensor in quantize(part, self._kernels).items():
                 yield f"{path}.{own}", tensor
         else:
             yield name, part

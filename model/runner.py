@@ -67,7 +67,7 @@ class ModelRunner:
         `on_layer` is called before each layer of each step: whoever watches sees that a long step goes on.
         """
         prepared = _prepare(folder, options)
-        loaded = load(prepared.folder, prepared.device, on_progress)
+        loaded = load(prepared.folder, prepared.device, on_progress, prepared.kernels)
         loaded.decoder.use(prepared.kernels)
         for layer in (*loaded.decoder.layers, loaded.decoder.output):
             layer.register_forward_pre_hook(lambda *_: on_layer())

@@ -77,45 +77,78 @@ static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
     return scale;
 }
 
+// What this path multiplies int8 with: rows of `stride(inputs)` elements, filled up with zeros. `multiply` is -1 if there
+// is no memory; its sums are too large by OFFSET times that of the row.
+#if defined(__AMX_INT8__)
+struct IntegerProducts : InTiles<int8_t> {
+    using X = int8_t;
+    static constexpr int32_t OFFSET = 0;
+
+    static int64_t stride(int64_t inputs) { return inputs; }
+
+    template <class Fetch, class Finish>
+    static int multiply(const X* x, int64_t rows, int64_t inputs, int64_t outputs, const Fetch& fetch, const Finish& finish) {
+        return InTiles<X>::multiply(x, rows, inputs, inputs, outputs, block(outputs, inputs), fetch, finish);
+    }
+};
+#else
+struct IntegerProducts {
+    using X = Integers::X;
+    static constexpr int32_t OFFSET = Integers::OFFSET;
+
+    static int64_t stride(int64_t inputs) { return rounded_up(inputs, Integers::BLOCK); }
+    static int64_t block(int64_t outputs, int64_t bytes) { return outputs_of_block(outputs, bytes, 24); }
+
+    template <class Fetch, class Finish>
+    static int multiply(const X* x, int64_t rows, int64_t inputs, int64_t outputs, const Fetch& fetch, const Finish& finish) {
+        product<Integers>(x, stride(inputs), rows, inputs, inputs, outputs, block(outputs, inputs), fetch, finish);
+        return 0;
+    }
+};
+#endif
+
+// What was rounded in a row: the step between its integers, and their sum.
+struct Row {
+    float scale;
+    int32_t sum;
+};
+
+// What becomes of a sum of products: `sum * scale of the row * scale of the output + bias`, each time rounded.
+template <class T>
+struct FinishInteger {
+    const Row* row_of;
+    const float* scales;
+    const T* bias;  // or null
+    T* out;         // [rows, outputs]
+    int64_t outputs;
+    int32_t offset;
+
+    void operator()(int64_t row, int64_t output, int32_t sum) const {
+        T& y = out[row * outputs + output];
+        narrow((float)(sum - offset * row_of[row].sum) * row_of[row].scale * scales[output], y);
+        if (bias) narrow(widened(y) + widened(bias[output]), y);
+    }
+};
+
 // y = W x + b. x: [rows, inputs], w: [outputs, inputs] of int8, scales: [outputs], bias: [outputs] or null, out:
 // [rows, outputs]. -1 if there is no memory.
 template <class T>
 static int linear_int8(int64_t rows, const T* x, const int8_t* w, const float* scales, const T* bias, T* out,
                        int64_t inputs, int64_t outputs) {
-#if defined(__AMX_INT8__)
-    using X = int8_t;
-    constexpr int32_t OFFSET = 0;
-    int64_t stride = inputs, block = InTiles<X>::block(outputs, inputs);
-#else
-    using X = Integers::X;
-    constexpr int32_t OFFSET = Integers::OFFSET;
-    int64_t stride = rounded_up(inputs, Integers::BLOCK), block = outputs_of_block(outputs, inputs, 24);
-#endif
-    struct Row {
-        float scale;
-        int32_t sum;
-    };
+    using X = IntegerProducts::X;
+    int64_t stride = IntegerProducts::stride(inputs);
     auto* row_of = allocated<Row>(rows);
     auto* integers = allocated<X>(rows * stride);
-    if (!row_of || !integers) return free(row_of), free(integers), -1;
+    int result = row_of && integers ? 0 : -1;
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < (result ? 0 : rows); row++) {
         X* to = integers + row * stride;
         row_of[row].scale = quantize_row(x + row * inputs, inputs, to, &row_of[row].sum);
         memset(to + inputs, 0, (stride - inputs) * sizeof(X));
     }
     auto fetch = [=](int64_t first, int64_t) { return w + first * inputs; };
-    auto finish = [=](int64_t row, int64_t output, int32_t sum) {
-        T& y = out[row * outputs + output];
-        narrow((float)(sum - OFFSET * row_of[row].sum) * row_of[row].scale * scales[output], y);
-        if (bias) narrow(widened(y) + widened(bias[output]), y);
-    };
-    int result = 0;
-#if defined(__AMX_INT8__)
-    result = InTiles<X>::multiply(integers, rows, inputs, inputs, outputs, block, fetch, finish);
-#else
-    product<Integers>(integers, stride, rows, inputs, inputs, outputs, block, fetch, finish);
-#endif
+    FinishInteger<T> finish = {row_of, scales, bias, out, outputs, IntegerProducts::OFFSET};
+    if (!result) result = IntegerProducts::multiply(integers, rows, inputs, outputs, fetch, finish);
     free(row_of);
     free(integers);
     return result;

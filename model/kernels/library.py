@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 
 # See path.cpp.
 _NAMES = (
-    "linear", "linear_int8", "linear_int4", "linear_packed", "activate", "add", "layer_norm", "rms_norm",
-    "rotate", "attend",
+    "linear", "linear_int8", "linear_int4", "linear_packed", "quantize_int8", "quantize_int4", "activate",
+    "add", "layer_norm", "rms_norm", "rotate", "attend",
 )  # fmt: skip
 _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vector.h
 # Take more than one dtype, on purpose.
-_MIXED = frozenset({"linear_int8", "linear_int4", "linear_packed", "rotate", "attend"})
+_MIXED = frozenset(
+    {"linear_int8", "linear_int4", "linear_packed", "quantize_int8", "quantize_int4", "rotate", "attend"}
+)
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 
@@ -88,16 +90,16 @@ class Kernels:
         return out
 
     def linear_int4(
-        self, x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None
+        self, x: Tensor, codes: Tensor, grids: Tensor, scales: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """`x @ (scales * (codes - zeros)).T + bias`, the rows of x rounded to int8, in groups of 32 inputs.
+        """The same of a group's 16 integers: the bits of `Int4RowsLinear`, and of `linear_int8` with them.
 
-        x: [num_rows, in], codes: [out, num_groups * 16], two in a byte; scales, bfloat16, and zeros, uint8:
-        [out, num_groups]; bias: [out] -> [num_rows, out].
+        x: [num_rows, in], codes: [out, num_groups * 16], two in a byte; grids: [out, num_groups], uint8;
+        scales: [out, 1], float32, bias: [out] -> [num_rows, out].
         """
         out = self._empty(x, x.shape[0], codes.shape[0])
         numbers = (x.shape[1], codes.shape[0])
-        self._call("linear_int4", x.shape[0], x, codes, scales, zeros, bias, out, *numbers)
+        self._call("linear_int4", x.shape[0], x, codes, grids, scales, bias, out, *numbers)
         return out
 
     def linear_packed(
@@ -122,6 +124,18 @@ class Kernels:
         numbers = (bits, _SCALES[scales.dtype], num_groups, size, x.shape[1], codes.shape[0])
         self._call("linear_packed", x.shape[0], x, *tensors, *numbers)
         return out
+
+    def can_read(self, weight: Tensor) -> bool:
+        """Whether `quantize_int8` and `quantize_int4` take it: torch has to read any other."""
+        return weight.device.type == "cpu" and weight.dtype in DTYPES and weight.is_contiguous()
+
+    def quantize_int8(self, weight: Tensor, codes: Tensor, scales: Tensor) -> None:
+        """Fill codes, [out, in], int8, and scales, [out, 1]: the bits of int8.py. weight: [out, in]."""
+        self._call("quantize_int8", len(weight), weight, codes, scales, weight.shape[1])
+
+    def quantize_int4(self, weight: Tensor, codes: Tensor, grids: Tensor, scales: Tensor) -> None:
+        """Fill what `Int4RowsLinear` holds: the bits of int4.py. weight: [out, in]."""
+        self._call("quantize_int4", len(weight), weight, codes, grids, scales, weight.shape[1])
 
     def activate(self, name: str, x: Tensor, factor: Tensor | None) -> Tensor:
         """The activation of each number, times `factor`; computed in float32. x, factor: [num_rows, size]."""

@@ -10,6 +10,7 @@
 #include "integer.h"
 #include "linear.h"
 #include "packed.h"
+#include "quantize.h"
 
 template <class Argument>
 static Argument argument(int64_t word) {
@@ -39,6 +40,8 @@ KERNEL(linear)
 KERNEL(linear_int8)
 KERNEL(linear_int4)
 KERNEL(linear_packed)
+KERNEL(quantize_int8)
+KERNEL(quantize_int4)
 KERNEL(activate)
 KERNEL(add)
 KERNEL(layer_norm)

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from model.kernels.library import Kernels
 from model.quantization import awq, bitsandbytes, compressed_tensors, fp8, gptq, int4, int8, mxfp4
 from model.quantization._scheme import Scheme
 from model.quantization.linear import QuantizedLinear
 
-__all__ = ["AT_LOAD", "SCHEMES", "QuantizedLinear", "Scheme", "scheme_of"]
+__all__ = ["AT_LOAD", "SCHEMES", "Quantize", "QuantizedLinear", "Scheme", "scheme_of"]
 
 # What a config.json calls them.
 SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
@@ -26,8 +27,8 @@ SCHEMES: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "mxfp4": mxfp4.scheme,
 }
 
-# A dense weight, [out, in] -> the tensors of the module that will hold it.
-Quantize = Callable[[Tensor], dict[str, Tensor]]
+# A dense weight, [out, in], and what makes it faster -> the tensors of the module that will hold it.
+Quantize = Callable[[Tensor, Kernels | None], dict[str, Tensor]]
 AT_LOAD: Mapping[str, tuple[type[QuantizedLinear], Quantize]] = {
     "int8": (int8.Int8RowsLinear, int8.quantize),
     "int4": (int4.Int4RowsLinear, int4.quantize),

@@ -1,15 +1,17 @@
-"""Four bits a weight, two in a byte: a scale and a zero point for each group of inputs."""
+"""Four bits a weight, two in a byte."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from model.quantization.int8 import fill_by_rows, round_to_int8
+from model.kernels.library import Kernels
+from model.quantization.int8 import Int8RowsLinear, fill_by_rows, steps_of_rows
 from model.quantization.linear import QuantizedLinear
 
 GROUP_SIZE = 32
-_STEPS = 15
+MAX_STEP = 16
+_LAST_CODE = 15
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -33,67 +35,74 @@ class Int4Linear(QuantizedLinear):
         return codes.float() if self.table is None else self.table[codes.int()]
 
 
-class Int4RowsLinear(Int4Linear):
-    """W4A8: each row of x is rounded to int8, by its own largest element; groups of 32 inputs, with zeros.
+class Int4RowsLinear(Int8RowsLinear):
+    """W4A8: of the integers that `Int8RowsLinear` has for a row, a group of 32 inputs has 16 at equal steps.
 
-    `y = sx * sum over groups of s * (integers' product) + b`. A group's product of integers is exact, at most
-    2^16, and so is that with its scale, of 8 bits: what rounds is the sum over the groups, then `sx` and `b`.
+    They are `step * (code - zero)`, the step from 1 to 16, the zero a code. A group's byte in `grids` has the
+    step less 1 in its upper half, the zero in its lower. Products are of integers, and as exact.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
-        assert self.zeros is not None
-        if self.kernels is not None:
-            return self.kernels.linear_int4(x, self.codes, self.scales, self.zeros, self.bias)
-        rows, row_scales = round_to_int8(x)
-        out = rows.new_zeros(x.shape[0], self.out_features)
-        for group, some in enumerate(rows.split(GROUP_SIZE, 1)):  # [num_tokens, GROUP_SIZE] or, at last, less
-            columns = slice(group * GROUP_SIZE // 2, (group + 1) * GROUP_SIZE // 2)
-            integers = unpack(self.codes[:, columns]).float() - self.zeros[:, group, None].float()
-            out.addcmul_(some @ integers[:, : some.shape[1]].t(), self.scales[:, group].float())
-        out *= row_scales
-        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
+    CODES_PER_BYTE = 2
 
-    def temporary_bytes(self, num_rows: int) -> int:
-        """The rows, in float32, thrice; the sums and a group's; and a group of the weight."""
-        rows = num_rows * (3 * self.in_features + 3 * self.out_features)
-        return (rows + 3 * self.out_features * GROUP_SIZE) * torch.float32.itemsize
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """The integers."""
+        assert self.grids is not None
+        grids = self.grids[rows].unsqueeze(2).int()
+        codes = unpack(self.codes[rows]).unflatten(1, (-1, GROUP_SIZE)).int()
+        integers: Tensor = (codes - (grids & 15)) * ((grids >> 4) + 1)
+        return integers.flatten(1).float()
 
-    def kernel_bytes(self, num_rows: int) -> int:
-        """The rows' integers, filled up to whole steps, and in float32 their sums, twice; their scales."""
-        columns = self.in_features + 16 * GROUP_SIZE  # 16 groups are a step of the widest path; see int4.h
-        num_rows += 16  # the second time filled up to whole tiles; see int4_tiles.h
-        return num_rows * (2 * columns + (2 * columns // GROUP_SIZE + 1) * torch.float32.itemsize)
+    def natively(self, x: Tensor, kernels: Kernels) -> Tensor:
+        """As `forward`, by a kernel."""
+        assert self.grids is not None
+        return kernels.linear_int4(x, self.codes, self.grids, self.scales, self.bias)
 
 
-def quantize(weight: Tensor) -> dict[str, Tensor]:
-    """The nearest of 16 steps from min to max of each group; 0 is one of them. weight: [out, in] -> tensors.
+def quantize(weight: Tensor, kernels: Kernels | None = None) -> dict[str, Tensor]:
+    """The nearest of each group's 16 integers; 0 is one of them. weight: [out, in] -> tensors.
 
-    A group with NaN or infinity gets such a scale.
+    A row with NaN or infinity gets such a scale. With kernels it is the same, sooner.
     """
     num_rows, num_groups = len(weight), -(-weight.shape[1] // GROUP_SIZE)
     packed = {
         "codes": weight.new_empty(num_rows, num_groups * GROUP_SIZE // 2, dtype=torch.uint8),
-        "scales": weight.new_empty(num_rows, num_groups, dtype=torch.bfloat16),
-        "zeros": weight.new_empty(num_rows, num_groups, dtype=torch.uint8),
+        "grids": weight.new_empty(num_rows, num_groups, dtype=torch.uint8),
+        "scales": weight.new_empty(num_rows, 1, dtype=torch.float32),
     }
-    fill_by_rows(packed, _quantize, weight)
+    if kernels is not None and kernels.can_read(weight):
+        kernels.quantize_int4(weight, **packed)
+    else:
+        fill_by_rows(packed, _quantize, weight)
     return packed
 
 
 def _quantize(weight: Tensor) -> dict[str, Tensor]:
-    filled = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % GROUP_SIZE))
-    groups = filled.unflatten(1, (-1, GROUP_SIZE))  # [rows, num_groups, GROUP_SIZE]
+    scales = steps_of_rows(weight)
+    filled = torch.nn.functional.pad(weight.float() / scales, (0, -weight.shape[1] % GROUP_SIZE))
+    groups = filled.unflatten(1, (-1, GROUP_SIZE))  # [rows, num_groups, GROUP_SIZE], from -127 to 127
     low = groups.amin(2, keepdim=True).clamp_max(0.0)
     high = groups.amax(2, keepdim=True).clamp_min(0.0)
-    # Rounded as they are stored, before the codes are chosen by them.
-    scales = ((high - low) / _STEPS).to(torch.bfloat16)
-    scales = torch.where(scales == 0.0, 1.0, scales)
-    steps = scales.float()
-    zeros = torch.round(-low / steps).clamp_(0, _STEPS)
-    codes = (torch.round(groups / steps) + zeros).clamp_(0, _STEPS)
-    return {
-        "codes": pack(codes.flatten(1)),
-        "scales": scales.squeeze(2),
-        "zeros": zeros.squeeze(2).to(torch.uint8),
-    }
+    exact = (high - low) / _LAST_CODE
+    best: tuple[Tensor, ...] | None = None
+    for steps in (exact.floor(), exact.ceil(), exact.ceil() + 1.0):  # the finest may lack an end
+        steps = steps.clamp(1, MAX_STEP)
+        for round_zero in (torch.floor, torch.ceil):
+            zeros = round_zero(-low / steps).clamp_max(_LAST_CODE)
+            tried = _on_grid(groups, steps, zeros)
+            if best is not None:
+                is_better = tried[0] < best[0]
+                tried = tuple(torch.where(is_better, *pair) for pair in zip(tried, best, strict=True))
+            best = tried
+    assert best is not None
+    _, codes, grids = best
+    return {"codes": pack(codes.flatten(1)), "grids": grids.squeeze(2).to(torch.uint8), "scales": scales}
+
+
+def _on_grid(groups: Tensor, steps: Tensor, zeros: Tensor) -> tuple[Tensor, ...]:
+    """By how much each group is off, squared and summed; the codes; the grids' bytes."""
+    ends = torch.floor(127.0 / steps)  # no integer is past them
+    codes = (torch.round(groups * (1.0 / steps)).clamp(-ends, ends) + zeros).clamp_(0, _LAST_CODE)
+    errors = (codes - zeros).mul_(steps).sub_(groups).square_()
+    while (half := errors.shape[2] // 2) > 0:  # in one order, which the kernel has, too
+        errors = errors[..., :half] + errors[..., half:]
+    return errors, codes, 16 * (steps - 1) + zeros

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from model.kernels.library import Kernels
 from model.quantization.linear import QuantizedLinear
 
 MAX_NATIVE_INPUTS = 2**16  # of integers' sums in 32 bits
@@ -42,16 +43,21 @@ class Int8RowsLinear(Int8Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
         if self.kernels is not None and self.in_features <= MAX_NATIVE_INPUTS:
-            return self.kernels.linear_int8(x, self.codes, self.scales.float(), self.bias)
+            return self.natively(x, self.kernels)
         rows, scales = round_to_int8(x)
         rows = rows.double()
         out = x.new_empty(x.shape[0], self.out_features)
         for start in range(0, self.out_features, self.tile_rows):
             tile = slice(start, start + self.tile_rows)
             # Below 2^53: exact in any order. Floats may sum up to -0, which integers do not have.
-            sums = (rows @ self.codes[tile].double().t()).add_(0.0)
+            integers = self.values(tile)[:, : self.in_features].double()
+            sums = (rows @ integers.t()).add_(0.0)
             out[:, tile] = sums.float() * scales * self.scales[tile].float().t()
         return out if self.bias is None else out.add_(self.bias)
+
+    def natively(self, x: Tensor, kernels: Kernels) -> Tensor:
+        """The same, by a kernel."""
+        return kernels.linear_int8(x, self.codes, self.scales.float(), self.bias)
 
     def temporary_bytes(self, num_rows: int) -> int:
         """The rows and a tile in float64, and the rows in float32."""
@@ -75,20 +81,28 @@ def fill_by_rows(
             packed[name][rows] = part
 
 
-def quantize(weight: Tensor) -> dict[str, Tensor]:
+def quantize(weight: Tensor, kernels: Kernels | None = None) -> dict[str, Tensor]:
     """The nearest of 255 steps between -max and max of each row. weight: [out, in] -> codes and scales.
 
-    A row with NaN or infinity gets such a scale.
+    A row with NaN or infinity gets such a scale. With kernels it is the same, sooner.
     """
     packed = {
         "codes": weight.new_empty(weight.shape, dtype=torch.int8),
         "scales": weight.new_empty(len(weight), 1, dtype=torch.float32),
     }
-    fill_by_rows(packed, _quantize, weight)
+    if kernels is not None and kernels.can_read(weight):
+        kernels.quantize_int8(weight, **packed)
+    else:
+        fill_by_rows(packed, _quantize, weight)
     return packed
 
 
 def _quantize(weight: Tensor) -> dict[str, Tensor]:
-    scales = weight.abs().amax(1, keepdim=True).float() / 127.0
-    scales = torch.where(scales == 0.0, 1.0, scales)
+    scales = steps_of_rows(weight)
     return {"codes": torch.round(weight.float() / scales).to(torch.int8), "scales": scales}
+
+
+def steps_of_rows(weight: Tensor) -> Tensor:
+    """By which each row lies between -127 and 127: [rows, in] -> [rows, 1], float32; 1 for a row of zeros."""
+    scales = weight.abs().amax(1, keepdim=True).float() / 127.0
+    return torch.where(scales == 0.0, 1.0, scales)

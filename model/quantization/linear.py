@@ -33,13 +33,14 @@ class QuantizedLinear(nn.Module):
     codes: Tensor  # [out_features, num_groups * group_size / CODES_PER_BYTE], int8 or uint8
     scales: Tensor  # [out_features, num_groups], float16, bfloat16 or float32
     zeros: Tensor | None  # [out_features, num_groups], of the codes' dtype; all 0 if absent
+    grids: Tensor | None  # [out_features, any], uint8: what else a format has; see int4.py
     order: Tensor | None  # [in_features]: which input stands at each column; as they come if absent
     table: Tensor | None  # [2 ** bits], float32: each code's value, if that is not the code itself
 
     def __init__(self, in_features: int, packed: Mapping[str, Tensor], has_bias: bool) -> None:
         """packed: tensors by name, as above, or without memory. Raises `ValueError` if they do not fit."""
         super().__init__()
-        for name in ("codes", "scales", "zeros", "order", "table"):
+        for name in ("codes", "scales", "zeros", "grids", "order", "table"):
             tensor = packed.get(name)
             setattr(self, name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
         self.in_features = in_features
@@ -75,7 +76,7 @@ class QuantizedLinear(nn.Module):
     def kernel_bytes(self, num_rows: int) -> int:
         """What a kernel takes: the rows, twice if they have an order, and each thread's block of W."""
         rows = num_rows * (self.in_features + 2 * VECTOR) * (1 if self.order is None else 2)
-        blocks = torch.get_num_threads() * max(2**15, 32 * self.in_features)  # see product.h
+        blocks = torch.get_num_threads() * max(2**18, 32 * self.in_features)  # see amx.h
         return (rows + blocks) * torch.float32.itemsize
 
     def decoded(self, rows: slice | Tensor) -> Tensor:

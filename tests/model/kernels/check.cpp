@@ -17,7 +17,8 @@ extern "C" int verbatim_supports(const char* path);
 typedef int Kernel(int64_t, const int64_t*);
 
 #define DECLARE(path, T, dtype) \
-    extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype;
+    extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype, \
+        path##_quantize_int8_##dtype, path##_quantize_int4_##dtype;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -28,7 +29,7 @@ typedef int Kernel(int64_t, const int64_t*);
 EACH_PATH(DECLARE)
 
 struct Kernels {
-    Kernel *linear, *int8, *int4, *packed;
+    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4;
 };
 
 // With the arguments that the kernel's own function has, from the second on.
@@ -138,36 +139,53 @@ static bool int8_is_right(const Kernels& kernels, Random& random, int64_t rows, 
     return same(out, expected);
 }
 
-// Within the error of the sum over the groups and of two roundings, and each row with its bits alone.
+// The bits of int8's product with what the codes stand for.
 template <class T>
 static bool int4_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs, int64_t outputs) {
     int64_t groups = (inputs + 31) / 32;
     auto x = random.numbers<T>(rows * inputs), bias = random.numbers<T>(outputs);
-    auto codes = random.integers<uint8_t>(outputs * groups * 16), zeros = random.integers<uint8_t>(outputs * groups);
-    auto scales = random.numbers<bfloat16>(outputs * groups);
-    for (uint8_t& zero : zeros) zero &= 15;
-    vector<T> out(rows * outputs), alone(outputs);
-    call(kernels.int4, rows, x.data(), codes.data(), scales.data(), zeros.data(), bias.data(), out.data(), inputs, outputs);
-    double unit = sizeof(T) == 4 ? 0x1p-22 : 0x1p-8;
-    vector<int> row(inputs);
-    for (int64_t m = 0; m < rows; m++) {
-        double step = rounded_row(x.data() + m * inputs, inputs, row);
-        for (int64_t n = 0; n < outputs; n++) {
-            double sum = widened(bias[n]), size = std::fabs(sum);
-            for (int64_t i = 0; i < inputs; i++) {
-                int64_t group = n * groups + i / 32;
-                int code = (codes[n * groups * 16 + i / 2] >> (4 * (i % 2))) & 15;
-                double factor = step * row[i] * widened(scales[group]);
-                sum += factor * (code - zeros[group]);
-                size += std::fabs(factor) * (code + zeros[group]);
-            }
-            double error = std::fabs(widened(out[m * outputs + n]) - sum);
-            if (!(error <= (groups + 8) * 0x1p-24 * size + unit * std::fabs(sum))) return false;
+    auto codes = random.integers<uint8_t>(outputs * groups * 16), grids = random.integers<uint8_t>(outputs * groups);
+    auto scales = random.numbers<float>(outputs);
+    for (uint8_t& grid : grids) grid &= 0x7f;  // a step of 8 at most: all integers fit int8
+    vector<int8_t> w(outputs * inputs);
+    for (int64_t n = 0; n < outputs; n++)
+        for (int64_t i = 0; i < inputs; i++) {
+            int code = (codes[n * groups * 16 + i / 2] >> (4 * (i % 2))) & 15, grid = grids[n * groups + i / 32];
+            w[n * inputs + i] = (grid / 16 + 1) * (code - grid % 16);
         }
-        call(kernels.int4, 1, x.data() + m * inputs, codes.data(), scales.data(), zeros.data(), bias.data(), alone.data(),
-             inputs, outputs);
-        if (memcmp(alone.data(), out.data() + m * outputs, outputs * sizeof(T))) return false;
-    }
+    vector<T> out(rows * outputs), expected(rows * outputs);
+    call(kernels.int4, rows, x.data(), codes.data(), grids.data(), scales.data(), bias.data(), out.data(), inputs, outputs);
+    call(kernels.int8, rows, x.data(), w.data(), scales.data(), bias.data(), expected.data(), inputs, outputs);
+    return same(out, expected);
+}
+
+// int8 within half a step of the row; int4's within a step of its group's grid, by the mean of the squares.
+template <class T>
+static bool rounding_is_right(const Kernels& kernels, Random& random, int64_t rows, int64_t inputs) {
+    int64_t groups = (inputs + 31) / 32;
+    auto w = random.numbers<T>(rows * inputs);
+    vector<int8_t> integers(rows * inputs);
+    vector<uint8_t> codes(rows * groups * 16), grids(rows * groups);
+    vector<float> scales(rows), same_scales(rows);
+    call(kernels.quantize_int8, rows, w.data(), integers.data(), scales.data(), inputs);
+    call(kernels.quantize_int4, rows, w.data(), codes.data(), grids.data(), same_scales.data(), inputs);
+    if (!same(scales, same_scales)) return false;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t group = 0; group < groups; group++) {
+            double squares = 0, low = 0, high = 0;
+            int grid = grids[row * groups + group];
+            for (int64_t i = group * 32; i < inputs && i < group * 32 + 32; i++) {
+                double number = widened(w[row * inputs + i]) / scales[row];
+                if (!(std::fabs(number - integers[row * inputs + i]) <= 0.5001)) return false;
+                int code = (codes[(row * groups) * 16 + i / 2] >> (4 * (i % 2))) & 15;
+                double error = number - (grid / 16 + 1) * (code - grid % 16);
+                squares += error * error;
+                low = std::fmin(low, number);
+                high = std::fmax(high, number);
+            }
+            double step = (high - low) / 15 + 1;
+            if (!(squares <= 32 * step * step)) return false;
+        }
     return true;
 }
 
@@ -211,6 +229,8 @@ static bool passes(const char* path, const char* dtype, const Kernels& kernels) 
         for (int64_t inputs : {1, 33, 100, 255, 256, 300, 511, 512, 520, 800, 1300})
             for (int64_t outputs : {1, 2, 19})
                 report("linear_int4", int4_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+    for (int64_t inputs : {1, 31, 32, 100, 520})
+        report("quantize", rounding_is_right<T>(kernels, random, 7, inputs), 7, inputs, 0);
     for (int64_t rows : {1, 5, 33})
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
@@ -233,7 +253,7 @@ int main(int count, char** names) {
     if (is_wanted(#path, count, names)) {                                                                          \
         verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
         Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype,          \
-                           path##_linear_packed_##dtype};                                                          \
+                           path##_linear_packed_##dtype, path##_quantize_int8_##dtype, path##_quantize_int4_##dtype}; \
         all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)
