@@ -57,6 +57,11 @@ class Int4RowsLinear(Int8RowsLinear):
         assert self.grids is not None
         return kernels.linear_int4(x, self.codes, self.grids, self.scales, self.bias)
 
+    def temporary_bytes(self, num_rows: int) -> int:
+        """And what a tile's integers come from: codes, differences and products in 32 bits."""
+        tile = min(self.tile_rows, self.out_features) * self.in_features
+        return super().temporary_bytes(num_rows) + 4 * tile * torch.int32.itemsize
+
 
 def quantize(weight: Tensor, kernels: Kernels | None = None) -> dict[str, Tensor]:
     """The nearest of each group's 16 integers; 0 is one of them. weight: [out, in] -> tensors.
