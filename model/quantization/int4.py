@@ -44,13 +44,13 @@ class Int4RowsLinear(Int8RowsLinear):
 
     CODES_PER_BYTE = 2
 
-    def values(self, rows: slice | Tensor) -> Tensor:
-        """The integers."""
+    def integers(self, rows: slice | Tensor) -> Tensor:
+        """As above."""
         assert self.grids is not None
         grids = self.grids[rows].unsqueeze(2).int()
         codes = unpack(self.codes[rows]).unflatten(1, (-1, GROUP_SIZE)).int()
         integers: Tensor = (codes - (grids & 15)) * ((grids >> 4) + 1)
-        return integers.flatten(1).float()
+        return integers.flatten(1)
 
     def natively(self, x: Tensor, kernels: Kernels) -> Tensor:
         """As `forward`, by a kernel."""

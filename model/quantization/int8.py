@@ -19,8 +19,12 @@ class Int8Linear(QuantizedLinear):
     CODES_PER_BYTE = 1
 
     def values(self, rows: slice | Tensor) -> Tensor:
-        """The integers."""
-        return self.codes[rows].float()
+        """The integers, as numbers."""
+        return self.integers(rows).float()
+
+    def integers(self, rows: slice | Tensor) -> Tensor:
+        """What these rows' codes stand for, in any dtype of integers."""
+        return self.codes[rows]
 
 
 def round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,8 +54,8 @@ class Int8RowsLinear(Int8Linear):
         for start in range(0, self.out_features, self.tile_rows):
             tile = slice(start, start + self.tile_rows)
             # Below 2^53: exact in any order. Floats may sum up to -0, which integers do not have.
-            integers = self.values(tile)[:, : self.in_features].double()
-            sums = (rows @ integers.t()).add_(0.0)
+            integers = self.integers(tile)[:, : self.in_features]
+            sums = (rows @ integers.double().t()).add_(0.0)
             out[:, tile] = sums.float() * scales * self.scales[tile].float().t()
         return out if self.bias is None else out.add_(self.bias)
 
