@@ -22,8 +22,8 @@ struct Int4 {
     int64_t groups, outputs;
 };
 
-// Rows in int8. integers: [rows, stride], of each VECTOR_INPUTS those at even places first, as a vector's codes give them; sums:
-// [rows, sums_stride], of each group's integers. Both are filled up with zeros.
+// Rows in int8. integers: [rows, stride], of each VECTOR_INPUTS those at even places first, as a vector's codes give
+// them; sums: [rows, sums_stride], of each group's integers. Both are filled up with zeros.
 struct Int8Rows {
     const int8_t* integers;
     const int32_t* sums;

@@ -52,16 +52,23 @@ struct Integers {
     }
 };
 
-// A row in int8, its largest number at 127.5: 255 steps. Returns the step; NaN or infinite if a number is, and then the
-// integers are 0, and so every product with the step is NaN. sum: of the integers.
-template <class T, class X>
-static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
-    int32_t largest = 0;  // as bits, which are in the numbers' order, NaN above all
+// The size of a row's largest number, as bits, which are in the numbers' order, NaN above all.
+template <class T>
+static int32_t largest_bits(const T* x, int64_t size) {
+    int32_t largest = 0;
     for (int64_t i = 0; i < size; i++) {
         float number = widened(x[i]);
         int32_t bits = load<int32_t>(&number) & 0x7fffffff;
         largest = bits > largest ? bits : largest;
     }
+    return largest;
+}
+
+// A row in int8, its largest number at 127.5: 255 steps. Returns the step; NaN or infinite if a number is, and then the
+// integers are 0, and so every product with the step is NaN. sum: of the integers.
+template <class T, class X>
+static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
+    int32_t largest = largest_bits(x, size);
     float scale = load<float>(&largest) / 127.5f;
     int32_t total = 0;
     bool is_finite = largest < 0x7f800000;

@@ -3,16 +3,12 @@
 
 #include "int4.h"
 
-// By which a row lies between -127 and 127; 1 for a row of zeros; NaN or infinite if a number is.
+// By which a row lies between -127 and 127; 1 where that is 0; NaN or infinite if a number is.
 template <class T>
 static float step_of_row(const T* row, int64_t size) {
-    int32_t largest = 0;  // as bits, which are in the numbers' order, NaN above all
-    for (int64_t i = 0; i < size; i++) {
-        float number = widened(row[i]);
-        int32_t bits = load<int32_t>(&number) & 0x7fffffff;
-        largest = bits > largest ? bits : largest;
-    }
-    return largest ? load<float>(&largest) / 127.0f : 1.0f;
+    int32_t largest = largest_bits(row, size);
+    float step = load<float>(&largest) / 127.0f;
+    return step == 0.0f ? 1.0f : step;
 }
 
 // The nearest whole numbers, the even one of two, of numbers within 2^22.

@@ -171,6 +171,7 @@ def test_weights_are_rounded_as_in_plain_torch(
     """Bit for bit, wherever their middle lies; a row of zeros, and one of few levels with ties, too."""
     weight = (random(outputs, inputs, dtype=torch.float32, seed=26) ** 3 + mean) * 10.0**power
     weight[0] = 0.0
+    weight[0, -1] = 2.0**-149  # the smallest of all: the row's step is none
     weight[-1] = integers(-3, 4, inputs, seed=27)
     weight = weight.to(dtype)
     expected, found = quantize(weight, None), quantize(weight, kernels)
