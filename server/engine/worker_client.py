@@ -18,6 +18,7 @@ import msgspec
 from model.interface import ModelInfo
 from server.engine.client import EngineOverloaded, EngineStatus, EngineUnavailable, TokenStream
 from server.engine.frames import Abort, Event, Loading, Logged, Ready, Refused, Stepped, Submit, WorkerConfig
+from server.engine.memory import give_back_memory
 from server.engine.quarantine import Quarantine
 from server.engine.request import EngineStats, GenerationRequest, TokenOutput, choices_of
 from server.engine.speed import Speed
@@ -179,6 +180,8 @@ class WorkerClient:
         watchdog = Watchdog(partial(activity_of, self._worker.pid))
         while True:
             await asyncio.sleep(LOOK_S)
+            if not self._streams:
+                give_back_memory()
             limit_s = self.patience.watchdog_s if self._state == "ready" else _LOAD_SILENCE_S
             if self._state == "ready" and len(self._streams) == len(self._paused):
                 watchdog.rest()
@@ -200,9 +203,8 @@ class WorkerClient:
         self._num_deaths += 1
         logger.error("%s (%d in a row); streams under way: %d", how, self._num_deaths, len(self._streams))
         if was_ready:
-            self._condemn(
-                self._quarantine.died([i for i in step_ids if i in self._streams and i not in self._paused])
-            )
+            suspects = [i for i in step_ids if i in self._streams and i not in self._paused]
+            self._condemn(self._quarantine.died(suspects))
         if self._num_deaths >= self.patience.max_deaths:
             logger.error("%d engine workers died in a row: no other is started", self._num_deaths)
             self._end("the engine is down", "the engine failed while generating")
@@ -230,8 +232,7 @@ class WorkerClient:
             return
         self._info = info
         # The next worker gets the same memory, whatever is free then: what was accepted must fit.
-        num_tokens = info.num_blocks * info.block_size
-        self.config = msgspec.structs.replace(self.config, kv_cache_tokens=num_tokens)
+        self.config = msgspec.structs.replace(self.config, kv_cache_tokens=info.num_blocks * info.block_size)
         if self._state == "restarting":
             logger.info("the engine is back; streams under way: %d", len(self._streams))
         self._state = "ready"
