@@ -71,11 +71,15 @@ static inline void transpose(__m512i (&square)[SIDE]) {
 static void lay_out(const char* x, int64_t rows, int64_t bytes, int64_t step, uint32_t* to) {
     int64_t left = bytes - step * STEP;
     __m512i square[SIDE];
-    for (int64_t row = 0; row < SIDE; row++) {
-        char some[STEP] = {};
-        if (row < rows) memcpy(some, x + row * bytes + step * STEP, left < STEP ? left : STEP);
-        square[row] = load<__m512i>(some);
-    }
+    x += step * STEP;
+    if (rows >= SIDE && left >= STEP)
+        for (int64_t row = 0; row < SIDE; row++) square[row] = load<__m512i>(x + row * bytes);
+    else
+        for (int64_t row = 0; row < SIDE; row++) {
+            char some[STEP] = {};
+            if (row < rows) memcpy(some, x + row * bytes, left < STEP ? left : STEP);
+            square[row] = load<__m512i>(some);
+        }
     transpose(square);
     for (int64_t word = 0; word < SIDE; word++) store(to + word * SIDE, square[word]);
 }

@@ -1,274 +1,17 @@
 // Attention of a step's rows, each against the keys and values of its own sequence in the paged cache.
 //
 // A row's bits depend on its own query and on the keys that it sees: a score is a sum over the head's numbers in
-// their order; softmax's sums and the weighted sum of the values run over the keys in the order of their positions,
-// brought to a larger maximum at most once in each span of positions, and spans are counted from 0. Keys that a row
-// does not see are left out; what lies in their slots may be anything.
+// their order; softmax's sums run over the keys in the order of their positions, the weighted sum of the values in an
+// order that the row's own position decides, brought to a larger maximum at most once in each span of positions, and
+// spans are counted from 0. Keys that a row does not see are left out; what lies in their slots may be anything.
 #pragma once
 
 #include <omp.h>
 
-#include "amx.h"
-#include "functions.h"
-#include "paged.h"
+#include "attention_strips.h"
+#include "attention_tiles.h"
 
-constexpr int SPAN = 256;         // positions; a multiple of BLOCK_SIZE
 constexpr int TILE_QUERIES = 64;  // those of one item, about: they share what is read into a core's cache
-
-constexpr int KEY_VECTORS = BLOCK_SIZE / LANES;
-constexpr int REGISTERS = LANES == 16 ? 16 : 8;  // that hold sums: about half of those there are
-constexpr int LARGEST_STRIP = LANES == 16 ? 8 : REGISTERS / KEY_VECTORS;  // queries computed together
-#if defined(__AMX_BF16__)
-constexpr int SCORED = SIDE;  // queries whose scores are kept: those of a tile
-#else
-constexpr int SCORED = LARGEST_STRIP;
-#endif
-
-// Consecutive rows of one sequence with the heads that share one head of the cache.
-template <class T>
-struct Item {
-    const T *keys, *values;  // of the head: [num_blocks, a block]
-    const int32_t* table;
-    int64_t position, num_queries;  // of the first row; queries are ordered by row, then by head
-    int64_t group, first_head, window;
-};
-
-// What queries are multiplied as: with tiles, as they come.
-template <class T>
-struct QueryOf {
-    using Type = float;
-};
-#if defined(__AMX_BF16__)
-template <>
-struct QueryOf<bfloat16> {
-    using Type = bfloat16;
-};
-#endif
-
-// What an item's queries have come to: [num_queries] of each.
-template <class T>
-struct State {
-    typename QueryOf<T>::Type* queries;  // [size], followed by zeros to whole tiles
-    float* sums_of_values;               // [size]
-    float* sums;                         // [BLOCK_SIZE] of weights, by position modulo BLOCK_SIZE
-    float* largest;
-    float* scores;  // [SCORED, SPAN] of those computed together
-};
-
-static inline void load_packed(const float* from, Floats (&to)[1]) { to[0] = load<Floats>(from); }
-static inline void load_packed(const bfloat16* from, Floats (&to)[2]) { load_pair(from, to[0], to[1]); }
-
-// The dot products of Q queries with the keys of BLOCKS blocks, whose values are called into the cache meanwhile.
-template <class T, int Q, int BLOCKS>
-static inline void score(const float* queries, int64_t size, const T* keys, const T* values, const int32_t* table,
-                         float* scores) {
-    Floats sums[Q][BLOCKS][KEY_VECTORS] = {};
-    int64_t blocks[BLOCKS];
-    for (int b = 0; b < BLOCKS; b++) blocks[b] = table[b] * BLOCK_SIZE * size;
-    for (int64_t i = 0; i < size; i += PACK<T>)
-        for (int b = 0; b < BLOCKS; b++) {
-            __builtin_prefetch(values + blocks[b] + i * BLOCK_SIZE);  // a line: they are needed next
-            for (int v = 0; v < KEY_VECTORS; v++) {
-                Floats some[PACK<T>];
-                load_packed(keys + blocks[b] + i * BLOCK_SIZE + v * LANES * PACK<T>, some);
-                for (int p = 0; p < PACK<T>; p++)
-                    for (int n = 0; n < Q; n++)
-                        sums[n][b][v] = multiply_add(all(queries[n * size + i + p]), some[p], sums[n][b][v]);
-            }
-        }
-    for (int n = 0; n < Q; n++)
-        for (int b = 0; b < BLOCKS; b++)
-            for (int v = 0; v < KEY_VECTORS; v++)
-                store(scores + n * SPAN + b * BLOCK_SIZE + v * LANES, sums[n][b][v]);
-}
-
-// Scaled; capped, and with ALiBi's bias, where a decoder has these. See model/attention.py.
-static inline Floats adjusted(const Step& step, Floats products, float slope, Floats positions) {
-    Floats scores = products * all(step.scale);
-    if (step.softcap > 0) scores = all(step.softcap) * hyperbolic_tangent(scores / all(step.softcap));
-    if (!step.slopes) return scores;
-    if (!step.is_alibi_rounded) return scores + all(slope) * positions;
-    Floats bias = all(slope) * (Floats)(rounded(positions) & 0xffff0000u);
-    return scores + (Floats)(rounded(bias) & 0xffff0000u) * all(step.scale);
-}
-
-// Makes one query's scores of a span its weights, brings its sums to the new maximum and adds to those of
-// weights. It sees the keys from ... to - 1, counted from the span's first, which stands at `start`.
-static inline void soften(const Step& step, float* scores, int64_t start, int64_t from, int64_t to, float slope,
-                          float& largest, float* sums, float* sums_of_values) {
-    if (from >= to) return;
-    Ints lanes;
-    for (int i = 0; i < LANES; i++) lanes[i] = i;
-    Floats top = all(largest);
-    for (int64_t i = from / BLOCK_SIZE * BLOCK_SIZE; i < to; i += BLOCK_SIZE)
-        for (int64_t j = i; j < i + BLOCK_SIZE; j += LANES) {
-            Ints places = lanes + (int32_t)j;
-            Floats found = adjusted(step, load<Floats>(scores + j), slope,
-                                    __builtin_convertvector(places + (int32_t)start, Floats));
-            found = (places < (int32_t)from) | (places >= (int32_t)to) ? all(-__builtin_inff()) : found;
-            top = found > top ? found : top;
-            store(scores + j, found);
-        }
-    float before = largest;
-    for (int i = 0; i < LANES; i++) largest = top[i] > largest ? top[i] : largest;
-    float factor = exponential(all(before - largest))[0];
-    Floats totals[KEY_VECTORS];
-    for (int v = 0; v < KEY_VECTORS; v++) totals[v] = load<Floats>(sums + v * LANES) * all(factor);
-    for (int64_t i = from / BLOCK_SIZE * BLOCK_SIZE; i < to; i += BLOCK_SIZE)
-        for (int v = 0; v < KEY_VECTORS; v++) {
-            float* at = scores + i + v * LANES;
-            Floats weights = exponential(load<Floats>(at) - all(largest));
-            totals[v] += weights;
-            store(at, weights);
-        }
-    for (int v = 0; v < KEY_VECTORS; v++) store(sums + v * LANES, totals[v]);
-    if (factor != 1.0f)
-        for (int64_t i = 0; i < step.size; i += LANES)
-            store(sums_of_values + i, load<Floats>(sums_of_values + i) * all(factor));
-}
-
-// Adds the values of the keys from ... to - 1, weighted, to Q sums of VECTORS vectors. Keys are counted from the
-// span's first, as are `table` and `weights`.
-template <class T, int Q, int VECTORS>
-static inline void weigh_some(const T* values, const int32_t* table, int64_t size, int64_t from, int64_t to,
-                              const float* weights, float* out) {
-    Floats sums[Q][VECTORS];
-    for (int n = 0; n < Q; n++)
-        for (int v = 0; v < VECTORS; v++) sums[n][v] = load<Floats>(out + n * size + v * LANES);
-    for (int64_t key = from / PACK<T> * PACK<T>; key < to; key += PACK<T>) {
-        const T* row = values + (table[key / BLOCK_SIZE] * BLOCK_SIZE + key % BLOCK_SIZE) * size;
-        Floats some[VECTORS][PACK<T>];
-        for (int v = 0; v < VECTORS; v++) load_packed(row + v * LANES * PACK<T>, some[v]);
-        for (int p = 0; p < PACK<T>; p++) {
-            if ((uint64_t)(key + p - from) >= (uint64_t)(to - from)) continue;
-            for (int n = 0; n < Q; n++)
-                for (int v = 0; v < VECTORS; v++)
-                    sums[n][v] = multiply_add(all(weights[n * SPAN + key + p]), some[v][p], sums[n][v]);
-        }
-    }
-    for (int n = 0; n < Q; n++)
-        for (int v = 0; v < VECTORS; v++) store(out + n * size + v * LANES, sums[n][v]);
-}
-
-template <class T, int Q>
-static inline void weigh(const T* values, const int32_t* table, int64_t size, int64_t from, int64_t to,
-                         const float* weights, float* out) {
-    if (from >= to) return;
-    constexpr int VECTORS = least(REGISTERS / Q, 64 / LANES);
-    int64_t i = 0;
-    for (; i + VECTORS * LANES <= size; i += VECTORS * LANES)
-        weigh_some<T, Q, VECTORS>(values + i * PACK<T>, table, size, from, to, weights, out + i);
-    for (; i < size; i += LANES)
-        weigh_some<T, Q, 1>(values + i * PACK<T>, table, size, from, to, weights, out + i);
-}
-
-// What some queries, at most N, see of a span, counted from its first position; both ascend.
-template <int N>
-struct Seen {
-    int64_t from[N], to[N];
-
-    template <class T>
-    Seen(const Item<T>& item, int64_t query, int64_t count, int64_t start) {
-        for (int64_t n = 0; n < count; n++) {
-            int64_t position = item.position + (query + n) / item.group;
-            from[n] = most(0, position - item.window + 1 - start);
-            to[n] = least(SPAN, position + 1 - start);
-        }
-    }
-};
-
-// The products of `count` queries, from `query` on, with the keys of the span that begins at `start`; Q at a time.
-template <int Q, class T>
-static void score_strips(const Step& step, const Item<T>& item, const float* queries, int64_t query, int64_t count,
-                         int64_t start, float* scores) {
-    constexpr int BLOCKS = least(REGISTERS / Q / KEY_VECTORS, 4);
-    const int32_t* table = item.table + start / BLOCK_SIZE;
-    for (; count >= Q; query += Q, count -= Q, scores += Q * SPAN) {
-        Seen<Q> seen(item, query, Q, start);
-        int64_t block = seen.from[0] / BLOCK_SIZE, end = (seen.to[Q - 1] + BLOCK_SIZE - 1) / BLOCK_SIZE, size = step.size;
-        for (; block + BLOCKS <= end; block += BLOCKS)
-            score<T, Q, BLOCKS>(queries + query * size, size, item.keys, item.values, table + block, scores + block * BLOCK_SIZE);
-        for (; block < end; block++)
-            score<T, Q, 1>(queries + query * size, size, item.keys, item.values, table + block, scores + block * BLOCK_SIZE);
-    }
-    if constexpr (Q > 1) score_strips<Q / 2>(step, item, queries, query, count, start, scores);
-}
-
-template <class T>
-static void score_all(const Step& step, const Item<T>& item, const float* queries, int64_t query, int64_t count,
-                      int64_t start, float* scores) {
-    score_strips<LARGEST_STRIP>(step, item, queries, query, count, start, scores);
-}
-
-// What a thread needs for `score_all`, while it lasts.
-template <class T>
-struct ScoreTiles {
-    ScoreTiles() {}
-};
-
-#if defined(__AMX_BF16__)
-// Tile 0 is of products; 1 and 2 of queries and keys, 32 numbers of each, 3 and 4 of half as many.
-template <>
-struct ScoreTiles<bfloat16> : Tiles {
-    ScoreTiles() : Tiles({16, 16, 16, 16, 8}, {64, 64, 64, 32, 64}) {}
-};
-
-// As they lie in the cache, the keys of a block are what a tile of queries is multiplied with. The queries are followed
-// by zeros to whole tiles.
-static void score_all(const Step& step, const Item<bfloat16>& item, const bfloat16* queries, int64_t query, int64_t count,
-                      int64_t start, float* scores) {
-    static_assert(BLOCK_SIZE == SIDE, "a block is a tile");
-    Seen<SCORED> seen(item, query, count, start);
-    const int32_t* table = item.table + start / BLOCK_SIZE;
-    int64_t block = seen.from[0] / BLOCK_SIZE, end = (seen.to[count - 1] + BLOCK_SIZE - 1) / BLOCK_SIZE, size = step.size;
-    const bfloat16* from = queries + query * size;
-    MEMORY_IS_READ;
-    for (; block < end; block++) {
-        const bfloat16* keys = item.keys + table[block] * BLOCK_SIZE * size;
-        const bfloat16* values = item.values + table[block] * BLOCK_SIZE * size;
-        _tile_zero(0);
-        int64_t i = 0;
-        for (; i + 32 <= size; i += 32) {
-            _tile_loadd(1, from + i, size * sizeof *from);
-            _tile_loadd(2, keys + i * BLOCK_SIZE, STEP);
-            _tile_dpbf16ps(0, 1, 2);
-            for (int line = 0; line < 16; line++) __builtin_prefetch(values + (i + 2 * line) * BLOCK_SIZE);  // needed next
-        }
-        if (i < size) {
-            _tile_loadd(3, from + i, size * sizeof *from);
-            _tile_loadd(4, keys + i * BLOCK_SIZE, STEP);
-            _tile_dpbf16ps(0, 3, 4);
-        }
-        _tile_stored(0, scores + block * BLOCK_SIZE, SPAN * sizeof *scores);
-    }
-    MEMORY_IS_READ;
-}
-#endif
-
-// Softens the scores of `count` queries, from `query` on, and adds the values of a span to their sums; Q at a time.
-template <int Q, class T>
-static void weigh_strips(const Step& step, const Item<T>& item, const State<T>& state, int64_t query, int64_t count,
-                         int64_t start, float* scores) {
-    const int32_t* table = item.table + start / BLOCK_SIZE;
-    int64_t size = step.size;
-    for (; count >= Q; query += Q, count -= Q, scores += Q * SPAN) {
-        Seen<Q> seen(item, query, Q, start);
-        float* out = state.sums_of_values + query * size;
-        for (int n = 0; n < Q; n++) {
-            int64_t head = item.first_head + (query + n) % item.group;
-            soften(step, scores + n * SPAN, start, seen.from[n], seen.to[n], step.slopes ? step.slopes[head] : 0,
-                   state.largest[query + n], state.sums + (query + n) * BLOCK_SIZE, out + n * size);
-        }
-        // What all see together; before it and behind, a few keys that some see, one by one.
-        int64_t first = seen.from[Q - 1], last = most(first, seen.to[0]);
-        for (int n = 0; n < Q; n++)
-            weigh<T, 1>(item.values, table, size, seen.from[n], least(first, seen.to[n]), scores + n * SPAN, out + n * size);
-        weigh<T, Q>(item.values, table, size, first, last, scores, out);
-        for (int n = 0; n < Q; n++)
-            weigh<T, 1>(item.values, table, size, last, seen.to[n], scores + n * SPAN, out + n * size);
-    }
-    if constexpr (Q > 1) weigh_strips<Q / 2>(step, item, state, query, count, start, scores);
-}
 
 // All of an item. q, out: [num_tokens, num_heads, head_dim], from the item's first row and head on.
 template <class T>
@@ -292,7 +35,7 @@ static void attend_item(const Step& step, const Item<T>& item, const State<T>& s
             int64_t count = least(SCORED, item.num_queries - query);
             if (start > item.position + (query + count - 1) / item.group) continue;  // of what begins here they see nothing
             score_all(step, item, state.queries, query, count, start, state.scores);
-            weigh_strips<LARGEST_STRIP>(step, item, state, query, count, start, state.scores);
+            weigh_all(step, item, state, query, count, start, state.scores);
         }
     for (int64_t n = 0; n < item.num_queries; n++) {
         Floats totals = {};
@@ -305,15 +48,16 @@ static void attend_item(const Step& step, const Item<T>& item, const State<T>& s
 
 // The memory of a thread, in floats, and its parts.
 static inline int64_t state_size(int64_t num_queries, int64_t size) {
-    return (num_queries * (2 * size + BLOCK_SIZE + 1) + SCORED * SPAN + 15) / 16 * 16;
+    return (num_queries * (2 * size + BLOCK_SIZE + 1) + SCORED * (SPAN + size) + 15) / 16 * 16;
 }
 
 template <class T>
 static inline State<T> state_at(float* memory, int64_t num_queries, int64_t size) {
     State<T> state;
     state.scores = memory;
-    state.queries = (typename QueryOf<T>::Type*)(state.scores + SCORED * SPAN);
-    state.sums_of_values = state.scores + SCORED * SPAN + num_queries * size;
+    state.kept = state.scores + SCORED * SPAN;
+    state.queries = (typename QueryOf<T>::Type*)(state.kept + SCORED * size);
+    state.sums_of_values = state.kept + SCORED * size + num_queries * size;
     state.sums = state.sums_of_values + num_queries * size;
     state.largest = state.sums + num_queries * BLOCK_SIZE;
     return state;
@@ -341,7 +85,7 @@ static int attend(int64_t, const T* q, const T* k, const T* v, const float* sink
     }
 #pragma omp parallel if (num_items > 1)
     {
-        ScoreTiles<T> tiles_of_thread;
+        TilesOf<T> tiles_of_thread;
         State<T> state = state_at<T>(memory + omp_get_thread_num() * floats, num_queries, step.size);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < num_items; i++) {

@@ -104,15 +104,16 @@ static int rms_norm(int64_t rows, const T* x, const T* weight, T* out, float eps
     return 0;
 }
 
-// One head's first 2 * pairs numbers turned, the others as they are. cos, sin: [pairs].
-template <class T>
-static void rotate_head(const T* x, const float* cos, const float* sin, T* out, int64_t size, int64_t pairs,
-                        bool interleaved) {
-    int64_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : pairs;
+// One head's first 2 * pairs numbers turned, the others as they are: neighbours, or those `pairs` apart. cos, sin: [pairs].
+template <class T, bool INTERLEAVED>
+static void rotate_head(const T* x, const float* cos, const float* sin, T* out, int64_t size, int64_t pairs) {
+    constexpr int64_t STEP = INTERLEAVED ? 2 : 1;
+    int64_t apart = INTERLEAVED ? 1 : pairs;
+#pragma GCC ivdep
     for (int64_t i = 0; i < pairs; i++) {
-        float a = widened(x[i * step]), b = widened(x[i * step + apart]);
-        narrow(a * cos[i] - b * sin[i], out[i * step]);
-        narrow(b * cos[i] + a * sin[i], out[i * step + apart]);
+        float a = widened(x[i * STEP]), b = widened(x[i * STEP + apart]);
+        narrow(a * cos[i] - b * sin[i], out[i * STEP]);
+        narrow(b * cos[i] + a * sin[i], out[i * STEP + apart]);
     }
     memcpy(out + 2 * pairs, x + 2 * pairs, (size - 2 * pairs) * sizeof(T));
 }
@@ -121,10 +122,11 @@ static void rotate_head(const T* x, const float* cos, const float* sin, T* out, 
 template <class T>
 static int rotate(int64_t rows, const T* x, const float* cos, const float* sin, const int64_t* positions, T* out,
                   int32_t interleaved, int64_t heads, int64_t size, int64_t pairs) {
+    auto* rotated = interleaved ? rotate_head<T, true> : rotate_head<T, false>;
 #pragma omp parallel for if (rows * heads * size > LEAST_NUMBERS)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = row * heads, at = positions[row] * pairs; head < (row + 1) * heads; head++)
-            rotate_head(x + head * size, cos + at, sin + at, out + head * size, size, pairs, interleaved);
+            rotated(x + head * size, cos + at, sin + at, out + head * size, size, pairs);
     return 0;
 }
 

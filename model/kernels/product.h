@@ -19,12 +19,16 @@
 constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: in a core's own cache
 constexpr int64_t LEAST_WORK = 1 << 15;      // multiplications for which a second thread pays
 
-// How many outputs are a block, of so many bytes each: a multiple of `whole`, and a few blocks for each thread, so that
-// all end at about the same time.
+// How many outputs are a block, of so many bytes each: a multiple of `whole`, a few blocks for each thread, and so many
+// that the threads, which take one after another, end together.
 static inline int64_t outputs_of_block(int64_t outputs, int64_t bytes, int64_t whole, int64_t block_bytes = BLOCK_BYTES) {
-    int64_t cached = block_bytes / bytes, fair = outputs / (4 * omp_get_max_threads());
-    int64_t block = (cached < fair ? cached : fair) / whole * whole;
-    return block < whole ? whole : block;
+    int64_t threads = omp_get_max_threads(), cached = block_bytes / bytes, fair = outputs / (4 * threads);
+    int64_t largest = (cached < fair ? cached : fair) / whole * whole, best = whole, least = INT64_MAX;
+    for (int64_t block = largest; block >= whole && 2 * block >= largest; block -= whole) {
+        int64_t blocks = (outputs + block - 1) / block, in_turn = (blocks + threads - 1) / threads * block;
+        if (in_turn < least) best = block, least = in_turn;
+    }
+    return best;
 }
 
 static inline int64_t rounded_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }

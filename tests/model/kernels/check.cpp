@@ -1,4 +1,4 @@
-// The products of every path, on ragged sizes, against plain loops: a program of its own, for emulators and sanitizers.
+// The products and the attention of every path, on ragged sizes, against plain loops: a program of its own, for emulators and sanitizers.
 //
 //   check [path ...]    the paths given, or those that this machine has
 //
@@ -7,18 +7,15 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <vector>
 
-typedef uint16_t bfloat16;
-using std::vector;
+#include "check_attention.h"
+#include "check_numbers.h"
 
 extern "C" int verbatim_supports(const char* path);
 
-typedef int Kernel(int64_t, const int64_t*);
-
 #define DECLARE(path, T, dtype) \
     extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype, \
-        path##_quantize_int8_##dtype, path##_quantize_int4_##dtype;
+        path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, path##_attend_##dtype;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -29,52 +26,7 @@ typedef int Kernel(int64_t, const int64_t*);
 EACH_PATH(DECLARE)
 
 struct Kernels {
-    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4;
-};
-
-// With the arguments that the kernel's own function has, from the second on.
-template <class... Arguments>
-static void call(Kernel* kernel, int64_t rows, Arguments... arguments) {
-    int64_t words[] = {(int64_t)arguments...};
-    kernel(rows, words);
-}
-
-static float widened(float x) { return x; }
-
-static float widened(bfloat16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
-static void narrow(float x, float& to) { to = x; }
-
-static void narrow(float x, bfloat16& to) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    to = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
-// Numbers that are no different tomorrow.
-struct Random {
-    uint64_t state = 1;
-
-    uint32_t next() { return (state = state * 6364136223846793005u + 1442695040888963407u) >> 33; }
-
-    template <class T>
-    vector<T> numbers(int64_t count) {
-        vector<T> all(count);
-        for (T& x : all) narrow((next() % 2001 - 1000.0f) / 256, x);
-        return all;
-    }
-
-    template <class T>
-    vector<T> integers(int64_t count) {
-        vector<T> all(count);
-        for (T& x : all) x = (T)next();
-        return all;
-    }
+    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4, *attend;
 };
 
 template <class T>
@@ -235,6 +187,10 @@ static bool passes(const char* path, const char* dtype, const Kernels& kernels) 
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
                 report("linear_packed", packed_is_right<T>(kernels, random, rows, 37, bits, 3, size, size / 2), rows, bits, size);
+    for (int64_t group : {1, 3, 8})
+        for (int64_t head_dim : {7, 24, 64, 144})
+            for (int64_t window : {1, 40, 1000})
+                report("attend", attention_is_right<T>(kernels.attend, random, group, head_dim, window), group, head_dim, window);
     printf("%s %s %s\n", all ? "PASS" : "FAIL", path, dtype);
     fflush(stdout);
     return all;
@@ -253,7 +209,8 @@ int main(int count, char** names) {
     if (is_wanted(#path, count, names)) {                                                                          \
         verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
         Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype,          \
-                           path##_linear_packed_##dtype, path##_quantize_int8_##dtype, path##_quantize_int4_##dtype}; \
+                           path##_linear_packed_##dtype, path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, \
+                           path##_attend_##dtype};                                                                \
         all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)

@@ -1,0 +1,115 @@
+// Attention of a step's rows, some prompts and then a row more of each, against its formula.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "check_numbers.h"
+
+// As in paged.h.
+struct Step {
+    int64_t num_sequences, num_blocks, num_heads, num_kv_heads, head_dim, size;
+    const int64_t *starts, *first_rows, *first_blocks;
+    const int32_t* tables;
+    void *keys, *values;
+    const float* slopes;
+    float scale, softcap;
+    int32_t is_alibi_rounded;
+};
+
+constexpr int64_t BLOCK_SIZE = 16;
+constexpr int64_t LENGTHS[] = {1, 17, 60, 300};  // of the prompts
+constexpr int64_t NUM_SEQUENCES = 4, BLOCKS_OF_EACH = 20, NUM_KV_HEADS = 2;
+
+// Heads of some rows: [rows, heads, size].
+template <class T>
+struct Heads {
+    int64_t heads, size;
+    vector<T> numbers;
+
+    float at(int64_t row, int64_t head, int64_t i) const { return widened(numbers[(row * heads + head) * size + i]); }
+
+    // Those of one row of each sequence, of which each had so many before it.
+    Heads rows_at(int64_t place) const {
+        Heads some = {heads, size, {}};
+        for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
+            auto from = numbers.begin() + (s * BLOCKS_OF_EACH * BLOCK_SIZE + LENGTHS[s] + place) * heads * size;
+            some.numbers.insert(some.numbers.end(), from, from + heads * size);
+        }
+        return some;
+    }
+
+    // Those of the prompts.
+    Heads prompts() const {
+        Heads some = {heads, size, {}};
+        for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
+            auto from = numbers.begin() + s * BLOCKS_OF_EACH * BLOCK_SIZE * heads * size;
+            some.numbers.insert(some.numbers.end(), from, from + LENGTHS[s] * heads * size);
+        }
+        return some;
+    }
+};
+
+// Whether what was found for the query at `row` is the weighted sum of the values that it sees, from row `first` on.
+template <class T>
+static bool row_is_right(const Heads<T>& q, const Heads<T>& k, const Heads<T>& v, const T* found, int64_t row,
+                         int64_t head, int64_t first, float scale) {
+    int64_t kv_head = head / (q.heads / k.heads);
+    vector<double> weights;
+    double largest = -INFINITY, total = 0;
+    for (int64_t key = first; key <= row; key++) {
+        double score = 0;
+        for (int64_t i = 0; i < q.size; i++) score += (double)q.at(row, head, i) * k.at(key, kv_head, i);
+        weights.push_back(score * scale);
+        largest = std::fmax(largest, weights.back());
+    }
+    for (double& weight : weights) total += weight = std::exp(weight - largest);
+    for (int64_t i = 0; i < q.size; i++) {
+        double sum = 0;
+        for (int64_t key = first; key <= row; key++) sum += weights[key - first] / total * v.at(key, kv_head, i);
+        double unit = sizeof(T) == 4 ? 0x1p-16 : 0x1p-8;
+        if (!(std::fabs(widened(found[i]) - sum) <= unit * (std::fabs(sum) + 0.1))) return false;
+    }
+    return true;
+}
+
+template <class T>
+static bool attention_is_right(Kernel* attend, Random& random, int64_t group, int64_t head_dim, int64_t window) {
+    int64_t num_heads = group * NUM_KV_HEADS, size = (head_dim + 15) / 16 * 16;
+    int64_t num_blocks = NUM_SEQUENCES * BLOCKS_OF_EACH, num_rows = num_blocks * BLOCK_SIZE;
+    Heads<T> q = {num_heads, head_dim, random.numbers<T>(num_rows * num_heads * head_dim)};
+    Heads<T> k = {NUM_KV_HEADS, head_dim, random.numbers<T>(num_rows * NUM_KV_HEADS * head_dim)};
+    Heads<T> v = {NUM_KV_HEADS, head_dim, random.numbers<T>(num_rows * NUM_KV_HEADS * head_dim)};
+    vector<T> keys(NUM_KV_HEADS * num_rows * size), values(keys.size());
+    memset(keys.data(), 0xff, keys.size() * sizeof(T));  // NaN, wherever nothing is written
+    memset(values.data(), 0xff, values.size() * sizeof(T));
+    vector<int32_t> tables(num_blocks);
+    for (int64_t i = 0; i < num_blocks; i++) tables[i] = (i * 7 + 3) % num_blocks;  // 7 divides no num_blocks here
+    vector<int64_t> starts(NUM_SEQUENCES), first_rows = {0}, first_blocks = {0};
+    for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
+        first_rows.push_back(first_rows.back() + LENGTHS[s]);
+        first_blocks.push_back(first_blocks.back() + BLOCKS_OF_EACH);
+    }
+    Step step = {NUM_SEQUENCES, num_blocks, num_heads, NUM_KV_HEADS, head_dim, size, starts.data(), first_rows.data(),
+                 first_blocks.data(), tables.data(), keys.data(), values.data(), nullptr, 0.25f, 0, 0};
+    bool all = true;
+    auto run = [&](const Heads<T>& some_q, const Heads<T>& some_k, const Heads<T>& some_v) {
+        vector<T> out(some_q.numbers.size());
+        call(attend, first_rows.back(), some_q.numbers.data(), some_k.numbers.data(), some_v.numbers.data(), nullptr, out.data(),
+             &step, 0, window);
+        for (int64_t s = 0; s < NUM_SEQUENCES; s++)
+            for (int64_t row = first_rows[s]; row < first_rows[s + 1]; row++)
+                for (int64_t head = 0; head < num_heads; head++) {
+                    int64_t position = starts[s] + row - first_rows[s], base = s * BLOCKS_OF_EACH * BLOCK_SIZE;
+                    all &= row_is_right(q, k, v, out.data() + (row * num_heads + head) * head_dim, base + position, head,
+                                        base + std::max<int64_t>(0, position - window + 1), step.scale);
+                }
+    };
+    run(q.prompts(), k.prompts(), v.prompts());
+    for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
+        starts[s] = LENGTHS[s];
+        first_rows[s + 1] = s + 1;
+    }
+    run(q.rows_at(0), k.rows_at(0), v.rows_at(0));
+    return all;
+}
