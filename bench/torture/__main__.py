@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,7 @@ def main(
     names = rows_.upper().split(",") if rows_ else list(known)
     if unknown := set(names) - set(known):
         raise typer.BadParameter(f"no such row: {', '.join(unknown)}; there are {', '.join(known)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C, its servers end with it
     facts = machine() | {"date": datetime.date.today().isoformat(), "scale": scale, "seed": seed}
     console = Console(width=110)
     print(described(facts))
