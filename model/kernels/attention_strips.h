@@ -41,7 +41,7 @@ struct QueryOf<bfloat16> {
 template <class T>
 struct State {
     typename QueryOf<T>::Type* queries;  // [size], followed by zeros to whole tiles
-    float* sums_of_values;               // [size]
+    float* sums_of_values;               // [size], with room for whole tiles
     float* sums;                         // [BLOCK_SIZE] of weights, by position modulo BLOCK_SIZE
     float* largest;
     float* scores;  // [SCORED, SPAN] of those computed together

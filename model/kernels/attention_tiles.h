@@ -90,7 +90,7 @@ static void weigh_all(const Step& step, const Item<bfloat16>& item, const State<
                       int64_t count, int64_t start, float* scores) {
     Seen<SCORED> seen(item, query, count, start);
     const int32_t* table = item.table + start / BLOCK_SIZE;
-    int64_t size = step.size, begin = seen.from[0] / BLOCK_SIZE, end = seen.to[count - 1] / BLOCK_SIZE;
+    int64_t size = step.size, begin = (seen.from[0] + BLOCK_SIZE - 1) / BLOCK_SIZE, end = seen.to[count - 1] / BLOCK_SIZE;
     float* out = state.sums_of_values + query * size;
     int64_t first[SCORED], last[SCORED];  // of the blocks that it sees whole; both ascend
     for (int64_t n = 0; n < count; n++) {
@@ -107,14 +107,14 @@ static void weigh_all(const Step& step, const Item<bfloat16>& item, const State<
             split(some);
         }
     }
-    for (int64_t block = begin; block < end;) {
-        bool is_common = first[count - 1] <= block && block < last[0];
-        int64_t next = is_common ? last[0] : block + 1, bytes = size * sizeof *out;
-        for (int64_t n = 0; n < (is_common ? 0 : count); n++) memcpy(state.kept + n * size, out + n * size, bytes);
+    for (int64_t block = begin, next; block < end; block = next) {
+        next = first[count - 1] <= block && block < last[0] ? last[0] : block + 1;  // what all see, or what some do
+        auto misses = [&](int64_t n) { return block < first[n] || block >= last[n]; };
+        for (int64_t n = 0; n < count; n++)
+            if (misses(n)) memcpy(state.kept + n * size, out + n * size, size * sizeof *out);
         weigh_blocks(item.values, table, size, block, next, scores, out);
-        for (int64_t n = 0; n < (is_common ? 0 : count); n++)
-            if (block < first[n] || block >= last[n]) memcpy(out + n * size, state.kept + n * size, bytes);
-        block = next;
+        for (int64_t n = 0; n < count; n++)
+            if (misses(n)) memcpy(out + n * size, state.kept + n * size, size * sizeof *out);
     }
 }
 #endif

@@ -107,13 +107,13 @@ static int rms_norm(int64_t rows, const T* x, const T* weight, T* out, float eps
 // One head's first 2 * pairs numbers turned, the others as they are: neighbours, or those `pairs` apart. cos, sin: [pairs].
 template <class T, bool INTERLEAVED>
 static void rotate_head(const T* x, const float* cos, const float* sin, T* out, int64_t size, int64_t pairs) {
-    constexpr int64_t STEP = INTERLEAVED ? 2 : 1;
-    int64_t apart = INTERLEAVED ? 1 : pairs;
+    constexpr int64_t APART = INTERLEAVED ? 2 : 1;
+    int64_t other = INTERLEAVED ? 1 : pairs;
 #pragma GCC ivdep
     for (int64_t i = 0; i < pairs; i++) {
-        float a = widened(x[i * STEP]), b = widened(x[i * STEP + apart]);
-        narrow(a * cos[i] - b * sin[i], out[i * STEP]);
-        narrow(b * cos[i] + a * sin[i], out[i * STEP + apart]);
+        float a = widened(x[i * APART]), b = widened(x[i * APART + other]);
+        narrow(a * cos[i] - b * sin[i], out[i * APART]);
+        narrow(b * cos[i] + a * sin[i], out[i * APART + other]);
     }
     memcpy(out + 2 * pairs, x + 2 * pairs, (size - 2 * pairs) * sizeof(T));
 }

@@ -19,14 +19,15 @@
 constexpr int64_t BLOCK_BYTES = 128 * 1024;  // of the weight, that all rows pass before the next: in a core's own cache
 constexpr int64_t LEAST_WORK = 1 << 15;      // multiplications for which a second thread pays
 
-// How many outputs are a block, of so many bytes each: a multiple of `whole`, a few blocks for each thread, and so many
-// that the threads, which take one after another, end together.
+// How many outputs are a block, of so many bytes each: a multiple of `whole`, and a few blocks for each thread. A smaller
+// one is taken if the threads, which take one after another, end sooner for it, by a fiftieth at least.
 static inline int64_t outputs_of_block(int64_t outputs, int64_t bytes, int64_t whole, int64_t block_bytes = BLOCK_BYTES) {
     int64_t threads = omp_get_max_threads(), cached = block_bytes / bytes, fair = outputs / (4 * threads);
-    int64_t largest = (cached < fair ? cached : fair) / whole * whole, best = whole, least = INT64_MAX;
+    int64_t largest = (cached < fair ? cached : fair) / whole * whole, best = whole, soonest = INT64_MAX / 64;
     for (int64_t block = largest; block >= whole && 2 * block >= largest; block -= whole) {
         int64_t blocks = (outputs + block - 1) / block, in_turn = (blocks + threads - 1) / threads * block;
-        if (in_turn < least) best = block, least = in_turn;
+        if (in_turn * 50 < soonest * 49) best = block, soonest = in_turn;
+        if (threads == 1) break;
     }
     return best;
 }

@@ -11,6 +11,6 @@ _MALLOC_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back_memory() -> None:
-    """0.1 ms after work, else 0.02. Not for the worker: its steps count on what was reserved for them."""
+    """0.1 ms for each MB of holes. Not for the worker: its steps count on what was reserved for them."""
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)

@@ -29,11 +29,11 @@ struct Heads {
 
     float at(int64_t row, int64_t head, int64_t i) const { return widened(numbers[(row * heads + head) * size + i]); }
 
-    // Those of one row of each sequence, of which each had so many before it.
-    Heads rows_at(int64_t place) const {
+    // Those of the row after each prompt.
+    Heads next() const {
         Heads some = {heads, size, {}};
         for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
-            auto from = numbers.begin() + (s * BLOCKS_OF_EACH * BLOCK_SIZE + LENGTHS[s] + place) * heads * size;
+            auto from = numbers.begin() + (s * BLOCKS_OF_EACH * BLOCK_SIZE + LENGTHS[s]) * heads * size;
             some.numbers.insert(some.numbers.end(), from, from + heads * size);
         }
         return some;
@@ -110,6 +110,6 @@ static bool attention_is_right(Kernel* attend, Random& random, int64_t group, in
         starts[s] = LENGTHS[s];
         first_rows[s + 1] = s + 1;
     }
-    run(q.rows_at(0), k.rows_at(0), v.rows_at(0));
+    run(q.next(), k.next(), v.next());
     return all;
 }
