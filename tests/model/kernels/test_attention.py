@@ -300,3 +300,19 @@ def test_projections_need_not_be_contiguous(kernels: Kernels) -> None:
     attend = NativeAttention(batch, KVCache(config, 2, torch.float32, CPU), config, kernels)
     q, k, v = torch.cat((rows.q, rows.k, rows.v), 1).split(2, 1)
     assert same_bits(attend(1, q, k, v, None), expected)
+
+
+@EACH
+@pytest.mark.parametrize("group", [1, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_has_left_the_window_may_be_no_number(kernels: Kernels, dtype: torch.dtype, group: int) -> None:
+    """NaN in keys and values that a neighbour still sees: a row that does not keeps its bits."""
+    config = dataclasses.replace(
+        BASE, num_heads=16, num_kv_heads=16 // group, head_dim=24, windows=(None, 20)
+    )
+    rows = random_rows(config, dtype, [70])
+    expected = Stepper(kernels, config, rows).whole()[0]
+    rows[0].k[:32], rows[0].v[:32] = torch.nan, torch.nan
+    found = Stepper(kernels, config, rows).whole()[0]
+    assert found[:51].isnan().all()  # the last of them is at 31
+    assert same_bits(found[51:], expected[51:])
