@@ -1,4 +1,4 @@
-"""Giving freed memory back to the system, so that what the idle front holds does not depend on its past."""
+"""Giving freed memory back to the system, so that what the idle front holds depends less on its past."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from typing import Final
 
 # glibc's; other C libraries do without. Free pages in the middle of its heap it keeps for ever: after hours
-# of mixed requests that looks like a leak, and is fragmentation.
+# of mixed requests that looks like a leak.
 _MALLOC_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 

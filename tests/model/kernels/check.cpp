@@ -1,4 +1,5 @@
-// The products and the attention of every path, on ragged sizes, against plain loops: a program of its own, for emulators and sanitizers.
+// The products and the attention of every path, on ragged sizes, against plain loops: a program of its own, for
+// emulators and sanitizers.
 //
 //   check [path ...]    the paths given, or those that this machine has
 //

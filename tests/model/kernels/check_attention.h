@@ -29,22 +29,12 @@ struct Heads {
 
     float at(int64_t row, int64_t head, int64_t i) const { return widened(numbers[(row * heads + head) * size + i]); }
 
-    // Those of the row after each prompt.
-    Heads next() const {
+    // Those of a step: of each sequence the rows from its start on, as many as first_rows says.
+    Heads of_step(const vector<int64_t>& starts, const vector<int64_t>& first_rows) const {
         Heads some = {heads, size, {}};
         for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
-            auto from = numbers.begin() + (s * BLOCKS_OF_EACH * BLOCK_SIZE + LENGTHS[s]) * heads * size;
-            some.numbers.insert(some.numbers.end(), from, from + heads * size);
-        }
-        return some;
-    }
-
-    // Those of the prompts.
-    Heads prompts() const {
-        Heads some = {heads, size, {}};
-        for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
-            auto from = numbers.begin() + s * BLOCKS_OF_EACH * BLOCK_SIZE * heads * size;
-            some.numbers.insert(some.numbers.end(), from, from + LENGTHS[s] * heads * size);
+            auto from = numbers.begin() + (s * BLOCKS_OF_EACH * BLOCK_SIZE + starts[s]) * heads * size;
+            some.numbers.insert(some.numbers.end(), from, from + (first_rows[s + 1] - first_rows[s]) * heads * size);
         }
         return some;
     }
@@ -93,10 +83,10 @@ static bool attention_is_right(Kernel* attend, Random& random, int64_t group, in
     Step step = {NUM_SEQUENCES, num_blocks, num_heads, NUM_KV_HEADS, head_dim, size, starts.data(), first_rows.data(),
                  first_blocks.data(), tables.data(), keys.data(), values.data(), nullptr, 0.25f, 0, 0};
     bool all = true;
-    auto run = [&](const Heads<T>& some_q, const Heads<T>& some_k, const Heads<T>& some_v) {
-        vector<T> out(some_q.numbers.size());
-        call(attend, first_rows.back(), some_q.numbers.data(), some_k.numbers.data(), some_v.numbers.data(), nullptr, out.data(),
-             &step, 0, window);
+    auto run = [&] {
+        auto of_step = [&](const Heads<T>& heads) { return heads.of_step(starts, first_rows).numbers; };
+        vector<T> some_q = of_step(q), some_k = of_step(k), some_v = of_step(v), out(some_q.size());
+        call(attend, first_rows.back(), some_q.data(), some_k.data(), some_v.data(), nullptr, out.data(), &step, 0, window);
         for (int64_t s = 0; s < NUM_SEQUENCES; s++)
             for (int64_t row = first_rows[s]; row < first_rows[s + 1]; row++)
                 for (int64_t head = 0; head < num_heads; head++) {
@@ -105,11 +95,11 @@ static bool attention_is_right(Kernel* attend, Random& random, int64_t group, in
                                         base + std::max<int64_t>(0, position - window + 1), step.scale);
                 }
     };
-    run(q.prompts(), k.prompts(), v.prompts());
+    run();
     for (int64_t s = 0; s < NUM_SEQUENCES; s++) {
         starts[s] = LENGTHS[s];
         first_rows[s + 1] = s + 1;
     }
-    run(q.next(), k.next(), v.next());
+    run();
     return all;
 }

@@ -259,8 +259,12 @@ def test_what_is_no_number_stays_with_the_rows_that_see_it(
     assert same_bits(found[0][:, :group], expected[0][:, :group])
     assert found[0][21:, group : 2 * group].isnan().all()
     assert same_bits(found[1][:22], expected[1][:22])
-    # In tiles a weight is the sum of two, of which one may be 0 or negative: then it is NaN.
-    assert not found[1][22:, :group, 5].isfinite().any()
+    reached = found[1][22:, :group, 5]
+    if kernels.path == "amx" and dtype == torch.bfloat16:
+        # In tiles a weight is the sum of two, of which one may be 0 or negative: then it is NaN.
+        assert not reached.isfinite().any()
+    else:
+        assert reached.isinf().all()
     assert same_bits(found[1][22:, :group, :5], expected[1][22:, :group, :5])
     assert found[2][23, 3].isnan().all()
     assert same_bits(found[2][24:], expected[2][24:])
