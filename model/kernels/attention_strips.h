@@ -98,13 +98,14 @@ static inline void soften(const Step& step, float* scores, int64_t start, int64_
             Ints places = lanes + (int32_t)j;
             Floats found = adjusted(step, load<Floats>(scores + j), slope,
                                     __builtin_convertvector(places + (int32_t)start, Floats));
-            found = (places < (int32_t)from) | (places >= (int32_t)to) ? all(-__builtin_inff()) : found;
-            top = found > top ? found : top;
+            if (i < from || i + BLOCK_SIZE > to)
+                found = (places < (int32_t)from) | (places >= (int32_t)to) ? all(-__builtin_inff()) : found;
+            top = larger(found, top);
             store(scores + j, found);
         }
     float before = largest;
-    for (int i = 0; i < LANES; i++) largest = top[i] > largest ? top[i] : largest;
-    float factor = exponential(all(before - largest))[0];
+    largest = ::largest(top);
+    float factor = before == largest ? 1 : exponential(all(before - largest))[0];
     Floats totals[KEY_VECTORS];
     for (int v = 0; v < KEY_VECTORS; v++) totals[v] = load<Floats>(sums + v * LANES) * all(factor);
     for (int64_t i = from / BLOCK_SIZE * BLOCK_SIZE; i < to; i += BLOCK_SIZE)

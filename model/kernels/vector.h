@@ -53,6 +53,27 @@ static inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// The larger of two, lane by lane; y if one is NaN. It is one instruction, which compilers do not see in a comparison.
+static inline Floats larger(Floats x, Floats y) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_max_ps((__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_max_ps((__m256)x, (__m256)y);
+#else
+    return x > y ? x : y;
+#endif
+}
+
+// The largest of all lanes, of which none is NaN.
+static inline float largest(Floats v) {
+    for (int apart = LANES / 2; apart; apart /= 2) {
+        Ints places;
+        for (int i = 0; i < LANES; i++) places[i] = i ^ apart;
+        v = larger(v, __builtin_shuffle(v, places));
+    }
+    return v[0];
+}
+
 // The sum of all lanes, in one fixed order: halves onto each other until one lane is left.
 static inline float sum(Floats v) {
 #if defined(__AVX2__)
