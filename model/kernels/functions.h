@@ -22,7 +22,7 @@ static inline Floats exponential(Floats x) {
     constexpr float SERIES[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
     Floats e = (Floats)((Words)polynomial(r, SERIES) + ((Words)shifted << 23));  // times 2^n: n more in its exponent
     e = x < all(-86.5f) ? Floats{} : e;
-    return x <= all(88.722839f) ? e : x * all(__builtin_inff());
+    return x < all(88.722839f) ? e : x * all(__builtin_inff());
 }
 
 // tanh: near 0 by its series, as the other form loses there what it subtracts.

@@ -45,6 +45,16 @@ def test_activations_equal_their_formulas(kernels: Kernels, name: str) -> None:
 
 
 @EACH
+def test_the_exponential_is_right_where_it_begins_and_ends(kernels: Kernels) -> None:
+    """silu divides by 1 + e^-x: every float32 near the ends of what e^-x can be."""
+    ends = torch.tensor([-88.722839, -86.5, 86.5], dtype=torch.float32).view(torch.int32)
+    x = (ends[:, None] + torch.arange(-2000, 2001, dtype=torch.int32)).view(torch.float32)
+    expected = ACTIVATIONS["silu"](x.double())
+    y = kernels.activate("silu", x, None).double()
+    assert ((y - expected).abs() <= 1e-4 * expected.abs() + 3e-37).all()
+
+
+@EACH
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @given(st.sampled_from(DTYPES), st.integers(0, 9), st.integers(1, 70), st.booleans())
 @ANY_EXAMPLE
