@@ -148,7 +148,7 @@ def load(
         if (content := read_file(folder.path, name)) is not None:
             digest.update(f"{name} {len(content)} ".encode() + hashlib.sha256(content).digest())
     done, total = 0, folder.checkpoint.num_bytes
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(2 * num_cores()) as pool:  # some wait for the disk
         for file in folder.checkpoint.files:
             for stored, tensor in file.read(pool, digest):
                 _fill(folder.dtype, owners, stored, parameters.of(stored, tensor), torch.device(device))
@@ -242,11 +242,18 @@ def _fill(
     """Give one stored tensor's parts to the parameters that they are."""
     for name, part in parts:
         own = _own(part, held_dtype(*owners[name][0], dtype), device)
-        if not all(math.isfinite(bound) for bound in torch.aminmax(own)):
+        if not _is_finite(own):
             raise stored.error("holds NaN or infinity")
         parameter = nn.Parameter(own, requires_grad=False)
         for module, attribute in owners[name]:
             setattr(module, attribute, parameter)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity. A sum of any is one; of huge numbers it may be."""
+    if not tensor.is_floating_point():
+        return True
+    return math.isfinite(tensor.sum()) or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
 def _own(part: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

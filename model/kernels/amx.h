@@ -122,9 +122,15 @@ static inline void multiply_step(const char* first, const char* second, int64_t 
     }
 }
 
+// What is called into the core's second cache meanwhile: so many lines with each step.
+struct Ahead {
+    const char* from;
+    int64_t lines;
+};
+
 // 32 outputs with 16 rows of x or, of two, with 32. sums: [x's tile][the weight's tile][output][row].
 template <class T, int COLUMNS>
-static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t steps,
+static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t steps, Ahead ahead,
                            typename TileSum<T>::Type (&sums)[COLUMNS][2][SIDE][SIDE]) {
     _tile_zero(0);
     _tile_zero(1);
@@ -133,8 +139,10 @@ static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t ste
     const char *first = w[0].w, *second = w[1].w;
     int64_t stride = w[0].stride, step = 0, whole = w[1].whole();
     MEMORY_IS_READ;
-    for (; step < whole; step++)
+    for (; step < whole; step++) {
+        for (int64_t line = 0; line < ahead.lines; line++, ahead.from += STEP) __builtin_prefetch(ahead.from, 0, 2);
         multiply_step<T, COLUMNS>(first + step * STEP, second + step * STEP, stride, x + step * WORDS, steps * WORDS);
+    }
     for (; step < steps; step++) {
         alignas(64) char copies[2][SIDE][STEP];
         w[0].copy(step, copies[0]);
@@ -149,44 +157,53 @@ static void multiply_tiles(const Weights (&w)[2], const uint32_t* x, int64_t ste
     MEMORY_IS_READ;
 }
 
-// Hands a row's sums on, of `left` outputs, N at most: as many as there are mostly, which the compiler then does at once.
-template <class Sum, int64_t N, class Finish>
-static inline void finish_row(const Sum (&sums)[N], int64_t row, int64_t output, int64_t left, const Finish& finish) {
-    if (left >= N) {
-#pragma GCC ivdep
-        for (int64_t n = 0; n < N; n++) finish(row, output + n, sums[n]);
-    } else {
-        for (int64_t n = 0; n < left; n++) finish(row, output + n, sums[n]);
+// Hands on a tile of x's sums with `left` outputs, 32 at most. Those of all 32 in vectors of rows, which are turned about
+// only as what they become: words of two bfloat16, or of one float32.
+template <class Sum, class Finish>
+static inline void finish_sums(const Sum (&sums)[2][SIDE][SIDE], int64_t row, int64_t rows, int64_t output, int64_t left,
+                               const Finish& finish) {
+    typedef Sum Vector __attribute__((vector_size(4 * SIDE)));
+    int64_t count = rows - row < SIDE ? rows - row : SIDE;
+    if (left < 2 * SIDE) {
+        for (int64_t n = 0; n < left; n++)
+            for (int64_t m = 0; m < count; m++) finish(row + m, output + n, sums[n / SIDE][n % SIDE][m]);
+        return;
+    }
+    constexpr int64_t OF_WORD = 4 / sizeof(typename Finish::Out);
+    auto of = [&](int64_t n) { return finish.of(load<Vector>(sums[n / SIDE][n % SIDE]), row, output + n); };
+    for (int64_t begin = 0; begin < 2 * SIDE; begin += OF_WORD * SIDE) {
+        __m512i square[SIDE];
+        for (int64_t i = 0, n = begin; i < SIDE; i++, n += OF_WORD)
+            square[i] = OF_WORD == 2 ? (__m512i)paired(of(n), of(n + 1)) : (__m512i)of(n);
+        transpose(square);
+        for (int64_t m = 0; m < count; m++) store(finish.out + (row + m) * finish.outputs + output + begin, square[m]);
     }
 }
 
-// `left` outputs of the weight, 32 at most, with COLUMNS tiles of x; each sum goes to `finish(row, output, sum)`.
+// `left` outputs of the weight, 32 at most, with COLUMNS tiles of x.
 template <class T, int COLUMNS, class Finish>
-static void finish_tiles(Weights (&w)[2], const uint32_t* x, int64_t steps, int64_t row, int64_t rows, int64_t output,
-                         int64_t outputs, const Finish& finish) {
-    alignas(64) typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE], by_row[COLUMNS * SIDE][2 * SIDE];
-    multiply_tiles<T, COLUMNS>(w, x, steps, sums);
+static void finish_tiles(const Weights (&w)[2], const uint32_t* x, int64_t steps, Ahead ahead, int64_t row, int64_t rows,
+                         int64_t output, int64_t left, const Finish& finish) {
+    alignas(64) typename TileSum<T>::Type sums[COLUMNS][2][SIDE][SIDE];
+    multiply_tiles<T, COLUMNS>(w, x, steps, ahead, sums);
     for (int column = 0; column < COLUMNS; column++)
-        for (int half = 0; half < 2; half++) {
-            __m512i square[SIDE];
-            for (int i = 0; i < SIDE; i++) square[i] = load<__m512i>(sums[column][half][i]);
-            transpose(square);
-            for (int i = 0; i < SIDE; i++) store(by_row[column * SIDE + i] + half * SIDE, square[i]);
-        }
-    for (int64_t m = 0; m < COLUMNS * SIDE && row + m < rows; m++) finish_row(by_row[m], row + m, output, outputs, finish);
+        if (row + column * SIDE < rows) finish_sums(sums[column], row + column * SIDE, rows, output, left, finish);
 }
 
 // As `InRegisters` in linear.h.
 template <class T>
 struct InTiles {
-    // All rows pass a block from the core's second cache, of which it takes half; x passes it 32 rows at a time.
+    static constexpr int64_t LEAST_PAIRS = 5;  // of tiles of outputs, that 32 rows of x pass
+
+    // All rows pass a block from the core's second cache, of which it takes half; x passes it 32 rows at a time, from the
+    // cache that cores share. The next 32 are called ahead, if a block has so many outputs that few lines come at a time.
     static int64_t block(int64_t outputs, int64_t bytes) { return outputs_of_block(outputs, bytes, 2 * SIDE, 1 << 20); }
 
     template <class Fetch, class Finish>
     static int multiply(const T* x, int64_t rows, int64_t w_stride, int64_t inputs, int64_t outputs, int64_t block,
                         const Fetch& fetch, const Finish& finish) {
         int64_t bytes = inputs * sizeof(T), stride = w_stride * sizeof(T), steps = rounded_up(bytes, STEP) / STEP;
-        int64_t row_tiles = rounded_up(rows, SIDE) / SIDE;
+        int64_t row_tiles = rounded_up(rows, SIDE) / SIDE, pairs = rounded_up(block, 2 * SIDE) / (2 * SIDE);
         auto* laid_out = allocated<uint32_t>(row_tiles * steps * WORDS);
         if (!laid_out) return -1;
 #pragma omp parallel for collapse(2) if (rows * inputs > LEAST_WORK)
@@ -203,14 +220,16 @@ struct InTiles {
                 auto* w = (const char*)fetch(first, first + count);
                 for (int64_t tile = 0; tile < row_tiles; tile += 2) {
                     const uint32_t* columns = laid_out + tile * steps * WORDS;
-                    for (int64_t n = 0; n < count; n += 2 * SIDE) {
+                    bool is_ahead = tile + 4 <= row_tiles && pairs >= LEAST_PAIRS;
+                    Ahead ahead = {(const char*)(columns + 2 * steps * WORDS), is_ahead ? (2 * SIDE + pairs - 1) / pairs : 0};
+                    for (int64_t n = 0; n < count; n += 2 * SIDE, ahead.from += steps * ahead.lines * STEP) {
                         int64_t left = count - n, second = left < SIDE ? 0 : SIDE;
                         Weights weights[2] = {{w + n * stride, stride, bytes, left},
                                               {w + (n + second) * stride, stride, bytes, left - SIDE}};
                         if (tile + 1 < row_tiles)
-                            finish_tiles<T, 2>(weights, columns, steps, tile * SIDE, rows, first + n, left, finish);
+                            finish_tiles<T, 2>(weights, columns, steps, ahead, tile * SIDE, rows, first + n, left, finish);
                         else
-                            finish_tiles<T, 1>(weights, columns, steps, tile * SIDE, rows, first + n, left, finish);
+                            finish_tiles<T, 1>(weights, columns, steps, ahead, tile * SIDE, rows, first + n, left, finish);
                     }
                 }
             }

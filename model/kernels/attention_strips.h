@@ -90,12 +90,10 @@ static inline Floats adjusted(const Step& step, Floats products, float slope, Fl
 static inline void soften(const Step& step, float* scores, int64_t start, int64_t from, int64_t to, float slope,
                           float& largest, float* sums, float* sums_of_values) {
     if (from >= to) return;
-    Ints lanes;
-    for (int i = 0; i < LANES; i++) lanes[i] = i;
     Floats top = all(largest);
     for (int64_t i = from / BLOCK_SIZE * BLOCK_SIZE; i < to; i += BLOCK_SIZE)
         for (int64_t j = i; j < i + BLOCK_SIZE; j += LANES) {
-            Ints places = lanes + (int32_t)j;
+            Ints places = lane_numbers() + (int32_t)j;
             Floats found = adjusted(step, load<Floats>(scores + j), slope,
                                     __builtin_convertvector(places + (int32_t)start, Floats));
             if (i < from || i + BLOCK_SIZE > to)

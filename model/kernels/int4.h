@@ -13,7 +13,7 @@ typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
 constexpr int64_t GROUP = 32, GROUP_BYTES = GROUP / 2;
 constexpr int64_t VECTOR_BYTES = sizeof(Bytes), VECTOR_INPUTS = 2 * VECTOR_BYTES;  // of codes, and the inputs that they are for
 constexpr int64_t GROUPS_OF_VECTOR = VECTOR_INPUTS / GROUP;
-constexpr int64_t AHEAD = 1024;  // bytes of codes between those that are fetched and those in use
+constexpr int64_t AHEAD = 2048;  // bytes of codes between those that are fetched and those in use
 
 // As model/quantization/int4.py has it. codes: [outputs, groups * GROUP_BYTES], two in a byte, the earlier in the lower
 // half; grids: [outputs, groups], the step less 1 in the upper half of a byte, the zero in the lower.
@@ -112,9 +112,7 @@ static inline void step(Ints (&sums)[ROWS][2], const uint8_t* codes, const uint8
         const uint8_t* from = codes + i * VECTOR_BYTES;
         __builtin_prefetch(from + AHEAD);
         Bytes packed = load<Bytes>(from), even = packed & 15, odd = packed >> 4;
-        Ints places;
-        for (int lane = 0; lane < LANES; lane++) places[lane] = i * GROUPS_OF_VECTOR + lane * GROUPS_OF_VECTOR / LANES;
-        Ints step_of_lane = __builtin_shuffle(steps, places);
+        Ints step_of_lane = __builtin_shuffle(steps, i * (int32_t)GROUPS_OF_VECTOR + (lane_numbers() >> 2));  // a group has 4
         for (int m = 0; m < ROWS; m++) {
             Ints products = multiplied(even, odd, x.integers + m * x.stride + i * VECTOR_INPUTS);
             sums[m][0] = add_products(sums[m][0], products, step_of_lane);
@@ -232,14 +230,14 @@ static int linear_int4(int64_t rows, const T* x, const uint8_t* codes, const uin
     Int4 w = {codes, grids, rounded_up(inputs, GROUP) / GROUP, outputs};
     bool is_decoded = rows >= LEAST_ROWS_DECODED;
     int64_t stride = rounded_up(inputs, VECTOR_INPUTS), sums_stride = rounded_up(w.groups, LANES);
-    auto* row_of = allocated<Row>(rows);
+    Rounding rounding(rows);
     auto* integers = allocated<int8_t>(rows * stride);
     auto* sums = allocated<int32_t>(is_decoded ? 0 : rows * sums_stride);
-    int result = row_of && integers && sums ? 0 : -1;
+    int result = rounding.steps && integers && sums ? 0 : -1;
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
     for (int64_t row = 0; row < (result ? 0 : rows); row++) {
         int8_t* to = integers + row * stride;
-        row_of[row].scale = quantize_row(x + row * inputs, inputs, to, &row_of[row].sum);
+        rounding.steps[row] = quantize_row(x + row * inputs, inputs, to, &rounding.sums[row]);
         memset(to + inputs, 0, stride - inputs);
         if (!is_decoded) {
             memset(sums + row * sums_stride, 0, sums_stride * sizeof *sums);
@@ -247,11 +245,11 @@ static int linear_int4(int64_t rows, const T* x, const uint8_t* codes, const uin
         }
         arrange(to, stride);
     }
-    FinishInteger<T> finish = {row_of, scales, bias, out, outputs, is_decoded ? IntegerProducts::OFFSET : 0};
+    FinishInteger<T> finish = {rounding, scales, bias, out, outputs, is_decoded ? IntegerProducts::OFFSET : 0};
     Int8Rows arranged = {integers, sums, stride, sums_stride};
     if (!result && is_decoded) result = decoded(w, arranged, rows, finish);
     if (!result && !is_decoded) strips(w, arranged, rows, finish);
-    free(row_of);
+    free(rounding.steps);
     free(integers);
     free(sums);
     return result;

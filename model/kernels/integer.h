@@ -114,26 +114,42 @@ struct IntegerProducts {
 };
 #endif
 
-// What was rounded in a row: the step between its integers, and their sum.
-struct Row {
-    float scale;
-    int32_t sum;
+// What was rounded in each row: the step between its integers, and their sum. Filled up to whole vectors.
+struct Rounding {
+    float* steps;
+    int32_t* sums;
+
+    // Null if there is no memory; to be freed by `free(steps)`.
+    explicit Rounding(int64_t rows) {
+        int64_t size = rounded_up(rows, LANES);
+        steps = allocated<float>(2 * size);
+        sums = (int32_t*)(steps + size);
+        if (steps) memset(steps, 0, 2 * size * sizeof *steps);
+    }
 };
 
-// What becomes of a sum of products: `sum * scale of the row * scale of the output + bias`, each time rounded.
+// What becomes of sums of products, as `FinishLinear`: `sum * step of the row * scale of the output + bias`, each time
+// rounded.
 template <class T>
 struct FinishInteger {
-    const Row* row_of;
+    using Out = T;
+    Rounding rounding;
     const float* scales;
     const T* bias;  // or null
     T* out;         // [rows, outputs]
     int64_t outputs;
     int32_t offset;
 
+    template <class Whole>
+    auto of(Whole sum, int64_t row, int64_t output) const {
+        auto exact = floats(sum - load<Whole>(rounding.sums + row) * offset);
+        using V = decltype(exact);
+        V y = exact * load<V>(rounding.steps + row) * spread<V>(scales[output]);
+        return bias ? stored<T>(y) + spread<V>(widened(bias[output])) : y;
+    }
+
     void operator()(int64_t row, int64_t output, int32_t sum) const {
-        T& y = out[row * outputs + output];
-        narrow((float)(sum - offset * row_of[row].sum) * row_of[row].scale * scales[output], y);
-        if (bias) narrow(widened(y) + widened(bias[output]), y);
+        narrow(of(sum, row, output), out[row * outputs + output]);
     }
 };
 
@@ -144,19 +160,19 @@ static int linear_int8(int64_t rows, const T* x, const int8_t* w, const float* s
                        int64_t inputs, int64_t outputs) {
     using X = IntegerProducts::X;
     int64_t stride = IntegerProducts::stride(inputs);
-    auto* row_of = allocated<Row>(rows);
+    Rounding rounding(rows);
     auto* integers = allocated<X>(rows * stride);
-    int result = row_of && integers ? 0 : -1;
+    int result = rounding.steps && integers ? 0 : -1;
 #pragma omp parallel for if (rows * inputs > LEAST_WORK)
     for (int64_t row = 0; row < (result ? 0 : rows); row++) {
         X* to = integers + row * stride;
-        row_of[row].scale = quantize_row(x + row * inputs, inputs, to, &row_of[row].sum);
+        rounding.steps[row] = quantize_row(x + row * inputs, inputs, to, &rounding.sums[row]);
         memset(to + inputs, 0, (stride - inputs) * sizeof(X));
     }
     auto fetch = [=](int64_t first, int64_t) { return w + first * inputs; };
-    FinishInteger<T> finish = {row_of, scales, bias, out, outputs, IntegerProducts::OFFSET};
+    FinishInteger<T> finish = {rounding, scales, bias, out, outputs, IntegerProducts::OFFSET};
     if (!result) result = IntegerProducts::multiply(integers, rows, inputs, outputs, fetch, finish);
-    free(row_of);
+    free(rounding.steps);
     free(integers);
     return result;
 }

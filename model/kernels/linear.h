@@ -93,14 +93,29 @@ template <>
 struct Products<bfloat16> : InRegisters<bfloat16, Pairs> {};
 #endif
 
+// What becomes of sums of products, of one row or of some that follow each other: `sum + bias of the output`.
+template <class T>
+struct FinishLinear {
+    using Out = T;
+    const T* bias;  // or null
+    T* out;         // [rows, outputs]
+    int64_t outputs;
+
+    template <class V>
+    V of(V sum, int64_t, int64_t output) const {
+        return bias ? sum + spread<V>(widened(bias[output])) : sum;
+    }
+
+    void operator()(int64_t row, int64_t output, float sum) const {
+        narrow(of(sum, row, output), out[row * outputs + output]);
+    }
+};
+
 // y = W x + b. x: [rows, inputs], w: [outputs, inputs], bias: [outputs] or null, out: [rows, outputs]. -1 if
 // there is no memory.
 template <class T>
 static int linear(int64_t rows, const T* x, const T* w, const T* bias, T* out, int64_t inputs, int64_t outputs) {
-    return Products<T>::multiply(
-        x, rows, inputs, inputs, outputs, Products<T>::block(outputs, inputs * sizeof(T)),
-        [=](int64_t first, int64_t) { return w + first * inputs; },
-        [=](int64_t row, int64_t output, float sum) {
-            narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);
-        });
+    auto fetch = [=](int64_t first, int64_t) { return w + first * inputs; };
+    int64_t block = Products<T>::block(outputs, inputs * sizeof(T));
+    return Products<T>::multiply(x, rows, inputs, inputs, outputs, block, fetch, FinishLinear<T>{bias, out, outputs});
 }

@@ -116,9 +116,7 @@ static int linear_packed(int64_t rows, const T* x, const uint8_t* codes, const v
         for (int64_t output = first; output < last; output++) decode(packed, output, decoded + (output - first) * stride);
         return decoded;
     };
-    auto finish = [=](int64_t row, int64_t output, float sum) {
-        narrow(bias ? sum + widened(bias[output]) : sum, out[row * outputs + output]);
-    };
+    FinishLinear<T> finish = {bias, out, outputs};
     int result = Products<T>::multiply(x, rows, stride, inputs, outputs, block, fetch, finish);
     free(weights);
     return result;

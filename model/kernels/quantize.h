@@ -49,14 +49,7 @@ struct Grid {
             least = x < least ? x : least;
             most = x > most ? x : most;
         }
-        for (int half = LANES / 2; half; half /= 2) {  // each lane with another, until all have the same
-            Ints other;
-            for (int lane = 0; lane < LANES; lane++) other[lane] = lane ^ half;
-            Floats less = __builtin_shuffle(least, other), more = __builtin_shuffle(most, other);
-            least = less < least ? less : least;
-            most = more > most ? more : most;
-        }
-        float low = least[0], exact = (most[0] - low) / 15.0f, up = __builtin_ceilf(exact);
+        float low = -largest(-least), exact = (largest(most) - low) / 15.0f, up = __builtin_ceilf(exact);
         float steps[3] = {__builtin_floorf(exact), up, up + 1.0f}, zeros[3][2], errors[3][2];
         for (int i = 0; i < 3; i++) {
             steps[i] = steps[i] < 1.0f ? 1.0f : steps[i] > 16.0f ? 16.0f : steps[i];

@@ -42,6 +42,32 @@ static inline void store(void* to, V v) {
 
 static inline Floats all(float x) { return x - Floats{}; }
 
+// The number of each lane. From memory: GCC 12 builds such a vector lane by lane, each time that it is needed.
+struct LaneNumbers {
+    alignas(64) int32_t of[LANES];
+    constexpr LaneNumbers() : of() {
+        for (int i = 0; i < LANES; i++) of[i] = i;
+    }
+};
+static constexpr LaneNumbers LANE_NUMBERS;
+
+static inline Ints lane_numbers() { return load<Ints>(LANE_NUMBERS.of); }
+
+// A number as one, or in all lanes, for what is written once for both.
+template <class V>
+static inline V spread(float x);
+template <>
+inline float spread<float>(float x) {
+    return x;
+}
+template <>
+inline Floats spread<Floats>(float x) {
+    return all(x);
+}
+
+static inline float floats(int32_t x) { return (float)x; }
+static inline Floats floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
 // a * b + c, rounded once where the path has such an instruction.
 static inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
@@ -66,11 +92,7 @@ static inline Floats larger(Floats x, Floats y) {
 
 // The largest of all lanes, of which none is NaN.
 static inline float largest(Floats v) {
-    for (int apart = LANES / 2; apart; apart /= 2) {
-        Ints places;
-        for (int i = 0; i < LANES; i++) places[i] = i ^ apart;
-        v = larger(v, __builtin_shuffle(v, places));
-    }
+    for (int apart = LANES / 2; apart; apart /= 2) v = larger(v, __builtin_shuffle(v, lane_numbers() ^ apart));
     return v[0];
 }
 
@@ -127,6 +149,22 @@ static inline void narrow(float x, bfloat16& to) {
     to = (x != x ? bits | 0x400000u : bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
+// What a number, or each of a vector, is after it was stored as T.
+template <class T, class V>
+static inline V stored(V x) {
+    return x;
+}
+template <>
+inline float stored<bfloat16, float>(float x) {
+    bfloat16 y;
+    narrow(x, y);
+    return widened(y);
+}
+template <>
+inline Floats stored<bfloat16, Floats>(Floats x) {
+    return (Floats)(rounded(x) & 0xffff0000u);
+}
+
 // 2 * LANES numbers in two vectors. For bfloat16 the first holds those at even places, the second those
 // at odd ones: two instructions, where the order as stored would take four.
 static inline void load_pair(const float* from, Floats& first, Floats& second) {
@@ -145,9 +183,9 @@ static inline void store_pair(float* to, Floats first, Floats second) {
     store(to + LANES, second);
 }
 
-static inline void store_pair(bfloat16* to, Floats even, Floats odd) {
-    store(to, rounded(even) >> 16 | (rounded(odd) & 0xffff0000u));
-}
+static inline Words paired(Floats even, Floats odd) { return rounded(even) >> 16 | (rounded(odd) & 0xffff0000u); }
+
+static inline void store_pair(bfloat16* to, Floats even, Floats odd) { store(to, paired(even, odd)); }
 
 constexpr int64_t PAIR = 2 * LANES;
 

@@ -85,6 +85,15 @@ def test_a_tensor_of_many_pieces_is_read_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded.embedding.weight, saved.embedding.weight)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_whose_sum_is_infinite_are_finite_all_the_same(folder: Path, dtype: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    huge = tensors["embedding.weight"].fill_(torch.finfo(torch.bfloat16).max)
+    assert huge.sum() == torch.inf
+    save_file(tensors, folder / WEIGHTS)
+    assert torch.equal(load(open_folder(folder, dtype)).decoder.embedding.weight.float(), huge)
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "a.tiktoken",
