@@ -17,7 +17,8 @@ from server.engine.client import EngineClient
 
 logger = logging.getLogger("verbatim")
 
-_LAST_BYTES_S = 2  # for answers that are whole, to reach their readers
+_LAST_BYTES_S = 2  # past the grace, for what is written to reach its readers
+_LOOK_S = 0.02
 
 
 class DrainingServer(uvicorn.Server):
@@ -52,6 +53,8 @@ class DrainingServer(uvicorn.Server):
         try:
             async with asyncio.timeout(self._grace_s):
                 await self._client.wait_until_idle()
+                while self.server_state.tasks:  # answers that are whole, and not yet with slow readers
+                    await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             self._client.end_streams(f"the server stops: the answer took longer than its {self._grace_s:g} s")
         self.should_exit = True

@@ -7,6 +7,7 @@ from collections import defaultdict
 import msgspec
 import pytest
 
+from model.kernels.library import NO_PATH
 from model.runner import ModelRunner, RunnerOptions
 from model.sampling.sampling_params import SamplingParams
 from server.engine.block_manager import BlockManager
@@ -14,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.request import GenerationRequest, Progress, TokenOutput
 from server.engine.scheduler import Scheduler
 from tests.model.folders import write_folder
+from tests.model.kernels.paths import AVAILABLE
 
 PROMPT = (7, 8, 9, 10, 11) * 3
 GREEDY = SamplingParams(temperature=0.0, top_n_tokens=3)
@@ -43,12 +45,17 @@ CASES: dict[str, tuple[SamplingParams, dict[str, object]]] = {
 NUM_TOKENS = 36
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=[(dtype, path) for dtype in ("float32", "bfloat16") for path in (NO_PATH, *AVAILABLE[:1])],
+    ids=" ".join,
+)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     folder = tmp_path_factory.mktemp("model")
     write_folder(folder)
+    dtype, path = request.param
     options = RunnerOptions(
-        model_id="tiny", dtype=request.param, num_threads=1, max_num_seqs=20, speculative_tokens=6
+        model_id="tiny", dtype=dtype, kernels=path, num_threads=1, max_num_seqs=20, speculative_tokens=6
     )
     return ModelRunner.load(folder, options)
 

@@ -7,8 +7,10 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -294,13 +296,45 @@ def test_past_the_grace_a_stream_ends_with_an_error_event_and_no_cut() -> None:
         assert not [line for line in server.lines() if "traceback" in line]
 
 
+HEADERS = (
+    b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+)
+
+
+def slow_reader(server: Server, body: dict[str, Any]) -> socket.socket:
+    """A client that asks, and takes next to nothing by itself: the kernel keeps little for it."""
+    url = httpx.URL(server.url)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((url.host, url.port))
+    content = json.dumps(body).encode()
+    client.sendall(HEADERS % len(content) + content)
+    assert client.recv(100).startswith(b"HTTP/1.1 200")
+    return client
+
+
+def test_at_sigterm_an_answer_that_is_whole_still_reaches_its_slow_reader() -> None:
+    with running() as server, slow_reader(server, LONG) as client:
+        assert eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(4)
+        client.settimeout(20)
+        content = b"".join(iter(partial(client.recv, 65536), b""))
+        server.process.wait(20)
+    last = content[content.rindex(b"data: ") : content.rindex(b"}") + 1]
+    assert json.loads(last.removeprefix(b"data: "))["details"]["generated_tokens"] == 450
+    assert len(content) > 40_000, "the kernel may hold it all"
+
+
 def test_the_second_signal_stops_at_once() -> None:
-    with running() as server, server.http.stream("POST", "/generate", json=LONG) as response:
-        next(response.iter_bytes())
+    parameters = {"max_new_tokens": 450, "ignore_eos": True, "top_n_tokens": 20}
+    with running() as server, slow_reader(server, LONG | {"parameters": parameters}):
         server.process.send_signal(signal.SIGTERM)
         assert eventually(lambda: server.http.get("/health/ready").status_code == 503)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(3)  # it waits for the reader, who takes nothing
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(20)
+        server.process.wait(5)
 
 
 @pytest.mark.parametrize(

@@ -16,24 +16,26 @@ from model.config import Activation
 HARMLESS_BY_REASON: Mapping[str, str] = {
     "names and versions": """
         _name_or_path architectures auto_map dtype model_type tokenizer_class torch_dtype transformers_version
+        transformers.js_config unsloth_fixed unsloth_version
     """,
     "training": """
-        attention_dropout attn_pdrop classifier_dropout dropout embd_pdrop embedding_dropout
-        gradient_checkpointing hidden_dropout init_std initializer_factor initializer_range layerdrop
+        activation_dropout attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout
+        dropout embd_pdrop embedding_dropout gradient_checkpointing hidden_dropout hidden_dropout_prob
+        init_std initializer_factor initializer_range layerdrop
         output_router_logits resid_pdrop residual_dropout router_aux_loss_coef router_jitter_noise
         tf_legacy_loss use_bfloat16
     """,
     "how transformers computes and answers": """
-        _attn_implementation attn_implementation chunk_size_feed_forward output_attentions
-        output_hidden_states output_scores pretraining_tp return_dict return_dict_in_generate torchscript
-        use_cache
+        _attn_implementation _attn_implementation_autoset attn_implementation cache_implementation
+        chunk_size_feed_forward output_attentions output_hidden_states output_scores pretraining_tp
+        return_dict return_dict_in_generate torchscript use_cache
     """,
     "tokens: what ends an answer is the loader's to read, the rest the tokenizer's": """
         bos_token_id cls_token_id decoder_start_token_id eos_token_id forced_bos_token_id
-        forced_eos_token_id mask_token_id pad_token_id prefix sep_token_id unk_token_id
+        forced_eos_token_id mask_token_id model_max_length pad_token_id prefix sep_token_id unk_token_id
     """,
     "heads that no language model has": """
-        finetuning_task id2label label2id num_labels problem_type summary_activation
+        _num_labels finetuning_task id2label label2id num_labels problem_type summary_activation
         summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
     """,
     "defaults of sampling, which a server reads from generation_config.json": """
@@ -90,19 +92,52 @@ def read(
 ) -> T:
     """A config.json as its family's fields.
 
-    fixed: fields that must be absent, null or exactly this. harmless: those that change nothing in this
+    What nobody knows may be null or false: it asks for nothing. fixed: fields that must be absent, null or
+    exactly this. harmless: those that change nothing in this
     family. Raises `ValueError` naming the field that is unknown, missing or of another value.
     """
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     fixed = {**FIXED, **fixed}
+    config = _taken_apart(config, known)
     for name, value in config.items():
         if name in known or name in HARMLESS or name in harmless or value is None:
+            continue
+        if value is False and name not in fixed:  # what this family does not have, and is not asked for
             continue
         if name not in fixed:
             raise ValueError(f"{name} is not a field that is known for this model_type")
         if value != fixed[name]:
             raise ValueError(f"{name} is {str(value)[:100]}, must be {fixed[name]}: no other is supported")
     return msgspec.convert({name: config[name] for name in known if name in config}, kind)
+
+
+def _taken_apart(config: Mapping[str, Any], known: set[str]) -> Mapping[str, Any]:
+    """As version 4 of transformers wrote it, where version 5 gathers what turns positions."""
+    gathered = config.get("rope_parameters")
+    if gathered is None:
+        return config
+    found: dict[str, Any] = {}
+    if isinstance(gathered, Mapping) and "full_attention" in gathered:  # Gemma 3
+        local = {"rope_type": "default", **(gathered.get("sliding_attention") or {})}
+        found["rope_local_base_freq"] = local.pop("rope_theta", None)
+        if local != {"rope_type": "default"}:
+            raise ValueError(
+                f"rope_parameters has {str(local)[:100]} for windows: no scaling is supported there"
+            )
+        gathered = gathered["full_attention"]
+    if not isinstance(gathered, Mapping):
+        raise ValueError(f"rope_parameters is {str(gathered)[:100]}, must be an object")
+    scaling = dict(gathered)
+    for newer, older in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        found[older if older in known else newer] = scaling.pop(newer, None)
+    found = {name: value for name, value in found.items() if value is not None}
+    found["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    for name, value in found.items():
+        if config.get(name) not in (None, value):
+            raise ValueError(
+                f"{name} is {str(config[name])[:100]}, but {str(value)[:100]} in rope_parameters"
+            )
+    return {name: value for name, value in config.items() if name != "rope_parameters"} | found
 
 
 def one_of(otherwise: int | None = None, **names: int | None) -> int:

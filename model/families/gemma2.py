@@ -39,6 +39,7 @@ class FIELDS(LlamaLikeJson, frozen=True, kw_only=True):
 
 
 FIXED: dict[str, object] = {}
+HARMLESS = frozenset({"sliding_window_size"})  # an older name, which transformers does not read
 
 TENSORS: dict[str, Place] = {
     **LLAMA,
@@ -50,7 +51,7 @@ TENSORS: dict[str, Place] = {
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """The first, third, … layers have the window."""
-    c = read(config, FIELDS, FIXED)
+    c = read(config, FIELDS, FIXED, HARMLESS)
     if c.hidden_act not in ("", c.hidden_activation):
         raise ValueError(f"hidden_act is {c.hidden_act!r}, but hidden_activation is {c.hidden_activation!r}")
     return llama_like(

@@ -38,6 +38,7 @@ class FIELDS(LlamaLikeJson, frozen=True, kw_only=True):
 FIXED: dict[str, object] = {
     "attention_bias": True,
     "initial_context_length": 4096,
+    "swiglu_alpha": 1.702,
     "swiglu_limit": 7.0,
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import DecoderConfig, Experts
 from model.families._fields import read
-from model.families._llama_like import LlamaLikeJson, dense_layers, llama_like
+from model.families._llama_like import LayerTypes, LlamaLikeJson, dense_layers, llama_like
 from model.families._tensors import EXPERTS, LLAMA, translated
 
 
@@ -27,6 +27,7 @@ class FIELDS(LlamaLikeJson, frozen=True, kw_only=True):
     num_experts: int = 60
     norm_topk_prob: bool = False
     shared_expert_intermediate_size: int = 5632
+    layer_types: LayerTypes | None = None
 
 
 # The attentions of `transformers` do not agree on which layers would have the window.
@@ -37,6 +38,8 @@ HARMLESS = frozenset({"sliding_window", "max_window_layers"})
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """All layers have experts, but those named and those between the steps."""
     c = read(config, FIELDS, FIXED, HARMLESS)
+    if "sliding_attention" in (c.layer_types or ()):
+        raise ValueError("layer_types has sliding_attention, which is not supported in this family")
     return llama_like(
         c,
         rope_scaling=c.rope_scaling,

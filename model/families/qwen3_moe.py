@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from model.config import DecoderConfig, Experts
-from model.families._fields import read
+from model.families._fields import one_of, read
 from model.families._llama_like import LlamaLikeJson, dense_layers, llama_like
 from model.families._tensors import EXPERTS, HEAD_NORMS, LLAMA, translated
 
@@ -25,7 +25,8 @@ class FIELDS(LlamaLikeJson, frozen=True, kw_only=True):
     mlp_only_layers: list[int] | None = None
     moe_intermediate_size: int = 768
     num_experts_per_tok: int = 8
-    num_experts: int = 128
+    num_experts: int | None = None
+    num_local_experts: int | None = None  # its name since version 5 of transformers
     norm_topk_prob: bool = False
 
 
@@ -46,7 +47,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         has_attention_bias=c.attention_bias,
         has_attention_output_bias=c.attention_bias,
         experts=Experts(
-            num_experts=c.num_experts,
+            num_experts=one_of(128, num_experts=c.num_experts, num_local_experts=c.num_local_experts),
             num_chosen=c.num_experts_per_tok,
             feed_forward_size=c.moe_intermediate_size,
             is_renormalized=c.norm_topk_prob,

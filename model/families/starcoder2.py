@@ -25,7 +25,8 @@ class FIELDS(LlamaLikeJson, frozen=True, kw_only=True):
     tie_word_embeddings: bool = True
 
 
-FIXED: dict[str, object] = {}
+FIXED: dict[str, object] = {"mlp_type": "default", "norm_type": "layer_norm"}
+HARMLESS = frozenset({"rms_norm_eps"})  # the norm is another
 
 TENSORS: dict[str, Place] = {
     **LLAMA,
@@ -36,7 +37,7 @@ TENSORS: dict[str, Place] = {
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """Every layer has the window."""
-    c = read(config, FIELDS, FIXED)
+    c = read(config, FIELDS, FIXED, HARMLESS)
     return llama_like(
         c,
         rope_scaling=c.rope_scaling,

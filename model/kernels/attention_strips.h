@@ -103,7 +103,8 @@ static inline void soften(const Step& step, float* scores, int64_t start, int64_
         }
     float before = largest;
     largest = ::largest(top);
-    float factor = before == largest ? 1 : exponential(all(before - largest))[0];
+    bool is_first = before == -__builtin_inff();  // nothing was added so far
+    float factor = is_first || before == largest ? 1 : exponential(all(before - largest))[0];
     Floats totals[KEY_VECTORS];
     for (int v = 0; v < KEY_VECTORS; v++) totals[v] = load<Floats>(sums + v * LANES) * all(factor);
     for (int64_t i = from / BLOCK_SIZE * BLOCK_SIZE; i < to; i += BLOCK_SIZE)

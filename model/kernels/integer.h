@@ -70,12 +70,12 @@ template <class T, class X>
 static float quantize_row(const T* x, int64_t size, X* to, int32_t* sum) {
     int32_t largest = largest_bits(x, size);
     float scale = load<float>(&largest) / 127.5f;
+    scale = scale < 0x1p-126f ? 0x1p-126f : scale;  // a smaller one would not be exact
     int32_t total = 0;
     bool is_finite = largest < 0x7f800000;
     constexpr float LARGE = 12582912.0f;  // added to it, a number keeps its whole part, rounded to even, in the lower bits
-    float divisor = scale < 0x1p-126f ? 0x1p-126f : scale;
     for (int64_t i = 0; i < size; i++) {
-        float shifted = (is_finite ? widened(x[i]) : 0.0f) / divisor + LARGE;
+        float shifted = (is_finite ? widened(x[i]) : 0.0f) / scale + LARGE;
         int32_t whole = load<int32_t>(&shifted) - 0x4b400000;
         to[i] = whole > 127 ? 127 : whole;
         total += to[i];

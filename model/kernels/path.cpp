@@ -2,8 +2,19 @@
 //
 // To the outside all are alike: they take how many rows there are, and their other arguments as words of 64 bits, in
 // whose lower bytes they lie. So calls can be kept as data, and made again for other rows (see recording.py).
+#include <omp.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <utility>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// This path's own: what has one name in several would be linked to the code of one of them, for another instruction set.
+namespace {
 #include "attention.h"
 #include "elementwise.h"
 #include "int4.h"
@@ -11,6 +22,7 @@
 #include "linear.h"
 #include "packed.h"
 #include "quantize.h"
+}  // namespace
 
 template <class Argument>
 static Argument argument(int64_t word) {

@@ -31,7 +31,8 @@ static int quantize_int8(int64_t rows, const T* w, int8_t* codes, float* scales,
         if (!(scale < __builtin_inff())) scale = __builtin_inff();  // all is 0 then, or NaN: no integer of either
         for (int64_t i = 0; i < inputs; i++) {
             float shifted = widened(w[row * inputs + i]) / scale + 12582912.0f;
-            codes[row * inputs + i] = load<int32_t>(&shifted) - 0x4b400000;
+            int32_t whole = load<int32_t>(&shifted) - 0x4b400000;
+            codes[row * inputs + i] = whole > 127 ? 127 : whole < -127 ? -127 : whole;  // a scale of few bits may be too small
         }
     }
     return 0;

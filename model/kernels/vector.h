@@ -1,7 +1,7 @@
 // One instruction set's vectors, and numbers as they are stored. Compiled once for each path, with its flags.
 //
 // Decides how many lanes a vector has and how lanes are summed. Knows nothing of matrices.
-// Everything is static: two paths in one library share no code by accident.
+// Two paths in one library share no code: path.cpp has all of this in a namespace without a name.
 #pragma once
 
 #include <cstdint>

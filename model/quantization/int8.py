@@ -34,7 +34,8 @@ def round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     # 255 steps over [-max, max], as compressed-tensors has it; -128 is then the one that nothing reaches.
     scales = x.float().abs().amax(-1, keepdim=True) / 127.5
-    codes = torch.round(x.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)).clamp_(-128, 127)
+    scales = scales.clamp_min(torch.finfo(torch.float32).tiny)  # a smaller one would not be exact
+    codes = torch.round(x.float() / scales).clamp_(-128, 127)
     return codes, scales
 
 
@@ -103,7 +104,8 @@ def quantize(weight: Tensor, kernels: Kernels | None = None) -> dict[str, Tensor
 
 def _quantize(weight: Tensor) -> dict[str, Tensor]:
     scales = steps_of_rows(weight)
-    return {"codes": torch.round(weight.float() / scales).to(torch.int8), "scales": scales}
+    codes = torch.round(weight.float() / scales).clamp_(-127, 127)  # a scale of few bits may be too small
+    return {"codes": codes.to(torch.int8), "scales": scales}
 
 
 def steps_of_rows(weight: Tensor) -> Tensor:

@@ -4,8 +4,11 @@ Plain integers, no clock of its own, no model. There is no prefill phase and no 
 each sequence catches up with its known tokens, as far as one budget of tokens goes.
 
 Each running sequence has at least one token in every step, and so has the first of the waiting ones if it
-fits: if there is a place, and the blocks for all that it knows, and one more for each that runs. So who waits
-at place k, and would fit, computes within k steps.
+fits: if there is a place, and the blocks for all that it knows, and one more for each that runs. None passes
+one that does not fit. So who waits at place k computes within k steps if those before it fit beside each
+other; and in any case within as many steps as those that run or wait before it can have tokens, all told: the
+first of them is never preempted, and has one in each step. Who comes later with a higher priority, or with a
+key whose turn it is, counts as before it.
 
 What is left of the budget then carries drafts: guesses at a sequence's next tokens, which are computed with
 its last known one, so that a step can give it several. Where a guess was wrong, what was computed after it

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 import pytest
 import uvloop
 
-from bench.torture import endurance, faults, injections, integrity, manners
+from bench.torture import endurance, faults, injections, integrity, manners, overload
 from bench.torture.arena import Arena, Finding, arena
 
 Row = Callable[[Arena], Coroutine[None, None, Finding]]
@@ -18,6 +18,8 @@ Row = Callable[[Arena], Coroutine[None, None, Finding]]
 ROWS: dict[str, Row] = {
     "R1": integrity.token_integrity,
     "R2": integrity.batch_independence,
+    "R3": overload.overload,
+    "R4": overload.steady,
     "R5": faults.termination,
     "R6": lambda place: faults.worker_killed(place, ("twice",)),
     "R7": lambda place: faults.worker_hung(place, watchdog_s=3.0),
@@ -28,7 +30,7 @@ ROWS: dict[str, Row] = {
     "R12": injections.one_request_fails,
     "R13": lambda place: injections.whole_step_fails(place, ("forward",)),
     "R19": endurance.soak,
-    "R3 and R21": lambda place: endurance.storm(place, 0.1),
+    "R21": lambda place: endurance.storm(place, 0.1),
 }
 
 

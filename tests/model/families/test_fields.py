@@ -106,7 +106,72 @@ def test_a_field_that_nobody_knows_is_refused_by_name(model_type: str) -> None:
     family, [config] = family_of(model_type), drawn(model_type)
     with pytest.raises(ValueError, match="num_dreams is not a field that is known for this model_type"):
         family.decoder_config({**config, "num_dreams": 2})
-    assert family.decoder_config({**config, "num_dreams": None}) == family.decoder_config(config)
+    for nothing in (None, False):
+        assert family.decoder_config({**config, "num_dreams": nothing}) == family.decoder_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("cohere", {"model_max_length": 8192}),
+        ("gemma2", {"cache_implementation": "hybrid", "sliding_window_size": 4096}),
+        ("gpt2", {"_num_labels": 1}),
+        ("gpt_neox", {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}),
+        ("llama", {"transformers.js_config": {"dtype": "q4"}}),
+        ("mistral", {"unsloth_version": "2024.9"}),
+        ("opt", {"activation_dropout": 0.0}),
+        ("phi", {"_attn_implementation_autoset": True}),
+        ("phi3", {"attention_bias": False}),
+        ("qwen2", {"use_mrope": False}),
+        ("starcoder2", {"mlp_type": "default", "norm_type": "layer_norm", "rms_norm_eps": 1e-5}),
+    ],
+)
+def test_what_published_files_have_beside_their_fields_changes_nothing(model_type: str, fields: Json) -> None:
+    """Each was seen in the config.json of a model that people have; transformers keeps and ignores it."""
+    family, [config] = family_of(model_type), drawn(model_type)
+    assert family.decoder_config({**config, **fields}) == family.decoder_config(config)
+
+
+def gathered(config: Json) -> Json:
+    """As version 5 of transformers writes it. One that draws no positions this way stays as it is."""
+    config = dict(config)
+    scaling = config.pop("rope_scaling", None) or {}
+    turned = {"rope_type": scaling.get("rope_type") or scaling.get("type") or "default", **scaling}
+    for newer, older in (("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")):
+        given = [config.pop(name) for name in (newer, older) if name in config]
+        turned |= {newer: given[0]} if given else {}
+    if "rope_local_base_freq" in config:
+        local = {"rope_type": "default", "rope_theta": config.pop("rope_local_base_freq")}
+        return {**config, "rope_parameters": {"full_attention": turned, "sliding_attention": local}}
+    return {**config, "rope_parameters": turned} if "rope_theta" in turned else config
+
+
+@EACH_FAMILY
+def test_what_version_5_of_transformers_gathers_is_taken_apart(model_type: str) -> None:
+    family = family_of(model_type)
+    for config in drawn(model_type, 20):
+        assert decoder_or_refusal(family, gathered(config)) == decoder_or_refusal(family, config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "turned", "message"),
+    [
+        ("llama", 7, "rope_parameters is 7, must be an object"),
+        ("llama", {"rope_theta": 7.0}, "rope_theta is 10000.0, but 7.0 in rope_parameters"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not a field that is known"),
+        ("llama", {"rope_type": "ntk"}, "rope_scaling is of type 'ntk'"),
+        (
+            "gemma3_text",
+            {"full_attention": {}, "sliding_attention": {"factor": 2.0}},
+            "no scaling is supported",
+        ),
+    ],
+)
+def test_what_it_gathers_must_be_possible(model_type: str, turned: object, message: str) -> None:
+    [config] = drawn(model_type)
+    config |= {"rope_scaling": None, "rope_theta": 10_000.0}
+    with pytest.raises(ValueError, match=message):
+        family_of(model_type).decoder_config({**config, "rope_parameters": turned})
 
 
 @EACH_FAMILY

@@ -64,9 +64,9 @@ template <class T>
 static float rounded_row(const T* row, int64_t inputs, vector<int>& to) {
     float largest = 0;
     for (int64_t i = 0; i < inputs; i++) largest = std::fmax(largest, std::fabs(widened(row[i])));
-    float step = largest / 127.5f;
+    float step = std::fmax(largest / 127.5f, 0x1p-126f);
     for (int64_t i = 0; i < inputs; i++)
-        to[i] = std::fmin(std::nearbyint(widened(row[i]) / std::fmax(step, 0x1p-126f)), 127.0f);
+        to[i] = std::fmin(std::nearbyint(widened(row[i]) / step), 127.0f);
     return step;
 }
 

@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from model.kernels.library import open_library
 from model.linear import ROW_BLOCK, Linear
 from model.loader import load, open_folder
-from model.quantization import AT_LOAD, QuantizedLinear
+from model.quantization import AT_LOAD, QuantizedLinear, int8
 from model.quantization.int4 import GROUP_SIZE, Int4Linear, Int4RowsLinear, pack, unpack
 from model.quantization.int8 import Int8Linear, Int8RowsLinear, round_to_int8
 from model.quantization.linear import TILE_ELEMENTS
@@ -125,6 +125,25 @@ def test_a_product_is_that_of_the_rounded_rows(kind: str) -> None:
     expected = rounded @ layer.decoded(slice(None)).double().t() + layer.bias.double()
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
     assert ((rounded - x).abs() <= 0.5001 * steps).all()
+
+
+@ON_AND_OFF
+@pytest.mark.parametrize("size", [1e-37, 2e-36, 1e-20, 1e34])
+def test_rows_of_any_size_are_rounded_to_steps_of_theirs(path: str, size: float) -> None:
+    layer = quantized(torch.ones(8, 64), "int8")
+    layer.bias = None
+    layer.kernels = open_library(path)
+    x = drawn(3, 64, seed=3) * size
+    expected = x.double().sum(1, keepdim=True).expand(3, 8)
+    largest = x.double().abs().amax(1, keepdim=True)
+    assert ((layer(x).double() - expected).abs() <= 64 * (largest / 255 + 2.0**-126) * 1.01).all()
+
+
+@ON_AND_OFF
+def test_weights_of_a_few_bits_keep_their_sign(path: str) -> None:
+    """Their scale is rounded, too, by a third: the largest is no longer within 127 of its steps."""
+    weight = torch.tensor([[190.0, 100.0, -190.0]]) * 2.0**-149
+    assert int8.quantize(weight, open_library(path))["codes"].tolist() == [[127, 100, -127]]
 
 
 weights = st.builds(

@@ -100,6 +100,7 @@ class Harness:
                 assert sequence.num_computed_tokens > before.get(sequence.id, 0), "it ran, and got no token"
         for sequence in scheduler.running:
             assert sequence.num_computed_tokens < sequence.num_tokens, "a wrong guess counts as computed"
+        self._check_order(before)
         self.counts["preemptions"] += scheduler.num_preemptions - num_preemptions
         self.counts["drafted"] += scheduler.num_draft_tokens - num_drafted
         self.counts["accepted"] += scheduler.num_accepted_tokens - num_accepted
@@ -110,12 +111,24 @@ class Harness:
     def finish(self) -> None:
         """Every stream ends, in no more steps than there are tokens; then nothing is held."""
         num_left = sum(len(s.request.prompt_ids) + s.request.max_new_tokens for s in self.live.values())
-        limit = self.counts["steps"] + 10 * num_left + 10
+        limit = self.counts["steps"] + num_left
         while self.live:
             assert self.counts["steps"] < limit, "starved"
             self.step()
         assert not self.engine.has_work
         assert self.engine.stats().num_free_blocks == self.sizes[0]
+
+    def _check_order(self, before: dict[int, int]) -> None:
+        """Who began to run has passed none of a higher priority, nor an earlier one of its own key."""
+        waiting = [(sequence.id, sequence.request) for sequence in self.engine.scheduler.waiting]
+        for sequence in self.engine.scheduler.running:
+            if sequence.id in before:
+                continue
+            for its_id, other in waiting:
+                assert other.priority <= sequence.request.priority, "it passed one of a higher priority"
+                if (other.tenant, other.priority) == (sequence.request.tenant, sequence.request.priority):
+                    assert its_id > sequence.id, "it passed one that came earlier"
+                    self.counts["in order"] += 1
 
     def _surely_fits(self, num_tokens: int) -> bool:
         scheduler = self.engine.scheduler

@@ -132,6 +132,20 @@ def test_memory_pressure_preempts_the_last_in_rank() -> None:
     assert ids_of(outputs[2]) == continuation((2,) * 6, 10)
 
 
+def test_what_was_computed_before_a_preemption_is_found_again() -> None:
+    engine = make_engine(num_blocks=10)
+    engine.add(1, request((1,) * 10, 4))
+    engine.add(2, request((2,) * 13, 9))
+    engine.step()
+    second = engine.scheduler.sequences[2]
+    while second.num_computed_tokens < 13:
+        engine.step()
+    assert engine.scheduler._preempt() is second
+    assert second.num_computed_tokens == 0
+    engine.scheduler.schedule()
+    assert second.num_computed_tokens == 13 // BLOCK_SIZE * BLOCK_SIZE
+
+
 def test_an_abort_frees_the_blocks_at_once() -> None:
     engine = make_engine(num_blocks=8)
     engine.add(1, request((1,) * 20, 5))

@@ -73,6 +73,6 @@ def test_a_thousand_random_steps_meet_everything() -> None:
             harness.die(pick.sample(list(harness.live), len(harness.live)))
         harness.step()
     harness.finish()
-    for event in ("preemptions", "cached", "accepted", "aborts", "deaths"):
+    for event in ("preemptions", "cached", "accepted", "aborts", "deaths", "in order"):
         assert harness.counts[event] > 0, event
     assert harness.counts["accepted"] < harness.counts["drafted"], "no guess was wrong"
