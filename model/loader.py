@@ -265,7 +265,11 @@ def _own(part: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _end_token_ids(path: Path, config_json: dict[str, Any], config: DecoderConfig) -> tuple[int, ...]:
-    """generation_config.json's end tokens, or else config.json's; one id or a list."""
+    """generation_config.json's end tokens, or else config.json's; one id or a list.
+
+    An id beyond the vocabulary is left out: what `transformers` writes by itself for a small model's, and no
+    token ever is.
+    """
     generation = read_json(path, "generation_config.json")
     file = (
         "config.json" if generation is None or "eos_token_id" not in generation else "generation_config.json"
@@ -273,9 +277,6 @@ def _end_token_ids(path: Path, config_json: dict[str, Any], config: DecoderConfi
     held = (generation or {}).get("eos_token_id", config_json.get("eos_token_id"))
     ids = [] if held is None else held if isinstance(held, list) else [held]
     for token_id in ids:
-        if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
-            raise LoadError(
-                f"{file}: eos_token_id {str(token_id)[:100]!r} must be an integer from 0 to "
-                f"{config.vocab_size - 1}"
-            )
-    return tuple(ids)
+        if type(token_id) is not int or token_id < 0:
+            raise LoadError(f"{file}: eos_token_id {str(token_id)[:100]!r} must be an integer from 0 on")
+    return tuple(token_id for token_id in ids if token_id < config.vocab_size)

@@ -43,6 +43,10 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     ),
 }  # fmt: skip
 
+# Where these stood before there was such a file; transformers still looks there if there is none.
+_OLDER = "config.json"
+_FIELDS_OF_OLDER = {*SAMPLING, "do_sample", *_UNSUPPORTED}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
@@ -56,13 +60,17 @@ class GenerationDefaults:
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
-    """Read the file, if the folder has it; raises `ValueError` of one line naming field, value and limit.
+    """Read the file, or what config.json has of it; raises `ValueError` naming field, value and limit.
 
     `max_length` is not read: the context is the limit of prompt and answer. Nor are fields that only beam
     search, speed or the shape of transformers' own return value depend on.
     """
-    path = folder / NAME
-    fields = read_json(path) if path.is_file() else {}
+    path, fields = folder / NAME, {}
+    if path.is_file():
+        fields = read_json(path)
+    elif (folder / _OLDER).is_file():
+        path = folder / _OLDER
+        fields = {name: value for name, value in read_json(path).items() if name in _FIELDS_OF_OLDER}
     for name, neutral in _UNSUPPORTED.items():
         if fields.get(name) not in neutral:
             raise ValueError(f"cannot load {path}: {name} is {shown(fields[name])}, which is not supported")

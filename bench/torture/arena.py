@@ -158,9 +158,12 @@ class Arena:
         """Wishes of every kind, so many at this scale, whose answers are known. All rows draw the same."""
         return await self.oracle.learn(wishes.mixed(self.seed, self.limits, self.times(full, at_least)))
 
-    async def steady(self, count: int, num_new_tokens: int, num_prompt_tokens: int = 32) -> list[Wish]:
-        """Wishes of one length, whose answers are known."""
-        drawn = wishes.steady(self.seed, self.limits, count, num_new_tokens, num_prompt_tokens)
+    async def steady(
+        self, count: int, num_new_tokens: int, num_prompt_tokens: int = 32, number: int = 0
+    ) -> list[Wish]:
+        """Wishes of one length, whose answers are known; others for each number."""
+        seed = self.seed + 1000 * number
+        drawn = wishes.steady(seed, self.limits, count, num_new_tokens, num_prompt_tokens)
         return await self.oracle.learn(drawn)
 
     @contextmanager

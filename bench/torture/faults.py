@@ -157,13 +157,16 @@ async def worker_killed(arena: Arena, names: tuple[str, ...] = tuple(BLOWS)) -> 
     rng = random.Random(arena.seed)
     num_each = arena.num_streams // 2
     of_one_answer = [wish for wish in await arena.mixed(300, 24) if wish.can_stream]
-    wishes = await arena.steady(num_each, 200, 200) + of_one_answer[:num_each]
+    mixed = await arena.steady(num_each, 200, 200) + of_one_answer[:num_each]
     for name in names:
+        wishes = mixed
         flags, blow = BLOWS[name]
         num_whole = 0
         took_s: list[float] = []
         with arena.server(*flags) as server:
-            for _ in range(arena.times(20)):
+            for number in range(arena.times(20)):
+                if name == "prefill":  # prompts that no cache has
+                    wishes = await arena.steady(arena.num_streams, 8, 300, number + 1)
                 again_s, is_whole = await _one_blow(arena, server, wishes, blow, rng, finding)
                 num_whole += is_whole
                 took_s.append(again_s)

@@ -38,7 +38,7 @@ HARMLESS_BY_REASON: Mapping[str, str] = {
         _num_labels finetuning_task id2label label2id num_labels problem_type summary_activation
         summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
     """,
-    "defaults of sampling, which a server reads from generation_config.json": """
+    "defaults of sampling, which a server reads from generation_config.json, or here if there is none": """
         bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
         encoder_no_repeat_ngram_size exponential_decay_length_penalty length_penalty max_length min_length
         no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values

@@ -247,7 +247,7 @@ def open_library(wish: str) -> Kernels | None:
 
 
 def _is_right(kernels: Kernels) -> bool:
-    """Whether a small product is exact: of integers, so that it is in any order."""
+    """Whether small products are exact: of integers, so that they are in any order; and in int8, too."""
     generator = torch.Generator().manual_seed(0)
     for dtype in DTYPES:
         x, weight = (
@@ -255,6 +255,10 @@ def _is_right(kernels: Kernels) -> bool:
         )
         found = kernels.linear(x.to(dtype), weight.to(dtype), None)
         if not torch.equal(found, (x @ weight.t()).to(dtype)):
+            return False
+        x[:, 0] = 127.5  # by which rows are rounded in steps of 1, and this to 127
+        found = kernels.linear_int8(x.to(dtype), weight.to(torch.int8), torch.ones(len(weight), 1), None)
+        if not torch.equal(found, (x.clamp(max=127) @ weight.t()).to(dtype)):
             return False
     return True
 

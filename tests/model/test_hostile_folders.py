@@ -186,9 +186,9 @@ CONFIGS: dict[str, tuple[Spoil, str]] = {
         "generation_config.json: Expecting",
     ),
     "generation_config deep": (write("generation_config.json", DEEP), "generation_config.json: has too many"),
-    "end id outside": (
-        write("generation_config.json", b'{"eos_token_id": 300}'),
-        "generation_config.json: eos_token_id '300' must be an integer from 0 to 299",
+    "end id below 0": (
+        write("generation_config.json", b'{"eos_token_id": -300}'),
+        "generation_config.json: eos_token_id '-300' must be an integer from 0 on",
     ),
     "end id a text": (write("generation_config.json", b'{"eos_token_id": "a"}'), "eos_token_id 'a' must be"),
     "end id true": (

@@ -35,6 +35,11 @@ def test_a_folder_gives_the_decoder_that_was_saved(tmp_path: Path, is_tied: bool
     assert not any(parameter.requires_grad for parameter in loaded.decoder.parameters())
 
 
+def test_an_end_token_beyond_the_vocabulary_is_none(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 50256]}')
+    assert open_folder(folder).end_token_ids == (2,)
+
+
 def test_auto_keeps_the_stored_dtype_and_others_convert(tmp_path: Path) -> None:
     write_folder(tmp_path, torch.bfloat16)
     assert load(open_folder(tmp_path)).dtype == torch.bfloat16

@@ -20,6 +20,26 @@ def test_without_a_file_nothing_is_said(tmp_path: Path) -> None:
     assert read_generation_defaults(tmp_path) == GenerationDefaults() == read(tmp_path, {})
 
 
+@pytest.mark.filterwarnings("ignore")  # those of transformers
+def test_without_the_file_what_config_json_says_of_it_counts_as_in_transformers(tmp_path: Path) -> None:
+    from transformers import GenerationConfig, LlamaConfig
+
+    theirs = {"repetition_penalty": 5.0, "temperature": 0.5, "do_sample": True}
+    LlamaConfig(**theirs, eos_token_id=2).save_pretrained(tmp_path)
+    built = GenerationConfig.from_model_config(LlamaConfig.from_pretrained(tmp_path))
+    read_here = read_generation_defaults(tmp_path)
+    assert read_here.sampling == {
+        "repetition_penalty": built.repetition_penalty,
+        "temperature": built.temperature,
+    }
+    assert read_here.do_sample is built.do_sample is True
+    assert read(tmp_path, {}) == GenerationDefaults(), "the file, if there is one, says all"
+    (tmp_path / "generation_config.json").unlink()
+    LlamaConfig(no_repeat_ngram_size=2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config.json: no_repeat_ngram_size is 2, which is not supported"):
+        read_generation_defaults(tmp_path)
+
+
 def test_what_real_models_say_is_read(tmp_path: Path) -> None:
     qwen = {
         "bos_token_id": 151643, "pad_token_id": 151643, "do_sample": True, "eos_token_id": [151645, 151643],
