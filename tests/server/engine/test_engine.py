@@ -146,6 +146,23 @@ def test_what_was_computed_before_a_preemption_is_found_again() -> None:
     assert second.num_computed_tokens == 13 // BLOCK_SIZE * BLOCK_SIZE
 
 
+def test_with_a_preemption_after_every_step_all_end_as_alone() -> None:
+    engine = make_engine()
+    prompts = {sequence_id: (sequence_id,) * (5 * sequence_id) for sequence_id in range(1, 7)}
+    for sequence_id, prompt in prompts.items():
+        engine.add(sequence_id, request(prompt, 12))
+    outputs: dict[int, list[TokenOutput]] = defaultdict(list)
+    while engine.has_work:
+        for sequence_id, output in engine.step():
+            outputs[sequence_id].append(output)
+        if engine.scheduler.running:
+            engine.scheduler._preempt()
+        engine.scheduler.check_integrity()
+    assert engine.stats().num_preemptions > 20
+    for sequence_id, prompt in prompts.items():
+        assert ids_of(outputs[sequence_id]) == continuation(prompt, 12)
+
+
 def test_an_abort_frees_the_blocks_at_once() -> None:
     engine = make_engine(num_blocks=8)
     engine.add(1, request((1,) * 20, 5))
