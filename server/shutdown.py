@@ -53,7 +53,9 @@ class DrainingServer(uvicorn.Server):
         try:
             async with asyncio.timeout(self._grace_s):
                 await self._client.wait_until_idle()
-                while self.server_state.tasks:  # answers that are whole, and not yet with slow readers
+                # Answers that are whole, and not yet with slow readers; not those to newcomers.
+                answers = set(self.server_state.tasks)
+                while answers & self.server_state.tasks:
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             self._client.end_streams(f"the server stops: the answer took longer than its {self._grace_s:g} s")

@@ -118,11 +118,16 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
     with arena.server(
         "--max-num-seqs", "64", "--max-waiting", "512", "--write-timeout-s", str(limit_s)
     ) as server:
-        async with loading(arena, server.url) as load:  # a server that has served: its memory is warm
-            await load.closed(good, NUM_GOOD, arena.seconds(30, 1))
+        before = 0
+        async with loading(arena, server.url) as load:  # what it holds without slow ones
+            alone = asyncio.create_task(load.closed(good, NUM_GOOD, arena.seconds(30, 1)))
+            while not alone.done():
+                before = max(before, server.front().memory_info().rss)
+                await asyncio.sleep(0.2)
+            await alone
         alone_ms = percentile_ms(load.tally.gap_s, 99)
         finding.take(load.tally, may_refuse=False)
-        most = before = server.front().memory_info().rss
+        most = before
         began_s = time.perf_counter()
         dropped_s: list[float] = []
         readers = [asyncio.create_task(read_slowly(server.url, wish)) for wish in large]

@@ -87,6 +87,7 @@ class Harness:
         newcomer = scheduler.waiting.first()
         must_run = newcomer is not None and self._surely_fits(newcomer.num_tokens)
         before = {sequence.id: sequence.num_computed_tokens for sequence in scheduler.running}
+        queued = {sequence.id for sequence in scheduler.waiting}
         num_preemptions, num_accepted = scheduler.num_preemptions, scheduler.num_accepted_tokens
         num_drafted = scheduler.num_draft_tokens
         news = self.engine.step()
@@ -100,7 +101,7 @@ class Harness:
                 assert sequence.num_computed_tokens > before.get(sequence.id, 0), "it ran, and got no token"
         for sequence in scheduler.running:
             assert sequence.num_computed_tokens < sequence.num_tokens, "a wrong guess counts as computed"
-        self._check_order(before)
+        self._check_order(queued)
         self.counts["preemptions"] += scheduler.num_preemptions - num_preemptions
         self.counts["drafted"] += scheduler.num_draft_tokens - num_drafted
         self.counts["accepted"] += scheduler.num_accepted_tokens - num_accepted
@@ -118,16 +119,15 @@ class Harness:
         assert not self.engine.has_work
         assert self.engine.stats().num_free_blocks == self.sizes[0]
 
-    def _check_order(self, before: dict[int, int]) -> None:
-        """Who began to run has passed none of a higher priority, nor an earlier one of its own key."""
-        waiting = [(sequence.id, sequence.request) for sequence in self.engine.scheduler.waiting]
-        for sequence in self.engine.scheduler.running:
-            if sequence.id in before:
-                continue
-            for its_id, other in waiting:
-                assert other.priority <= sequence.request.priority, "it passed one of a higher priority"
-                if (other.tenant, other.priority) == (sequence.request.tenant, sequence.request.priority):
-                    assert its_id > sequence.id, "it passed one that came earlier"
+    def _check_order(self, queued: set[int]) -> None:
+        """Of those that waited, none has passed a higher priority, nor an earlier one of its own key."""
+        scheduler = self.engine.scheduler
+        left = [(sequence.id, sequence.request) for sequence in scheduler.waiting if sequence.id in queued]
+        for newcomer in (sequence for sequence in scheduler.running if sequence.id in queued):
+            for its_id, other in left:
+                assert other.priority <= newcomer.request.priority, "it passed one of a higher priority"
+                if (other.tenant, other.priority) == (newcomer.request.tenant, newcomer.request.priority):
+                    assert its_id > newcomer.id, "it passed one that came earlier"
                     self.counts["in order"] += 1
 
     def _surely_fits(self, num_tokens: int) -> bool:
