@@ -21,6 +21,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from text_generation import Client
 
+from bench.torture.wire import request
 from server.engine.worker import refusal
 from tests.model.folders import write_folder
 from tests.model.test_hostile_folders import BROKEN
@@ -296,19 +297,13 @@ def test_past_the_grace_a_stream_ends_with_an_error_event_and_no_cut() -> None:
         assert not [line for line in server.lines() if "traceback" in line]
 
 
-HEADERS = (
-    b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-)
-
-
 def slow_reader(server: Server, body: dict[str, Any]) -> socket.socket:
     """A client that asks, and takes next to nothing by itself: the kernel keeps little for it."""
     url = httpx.URL(server.url)
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect((url.host, url.port))
-    content = json.dumps(body).encode()
-    client.sendall(HEADERS % len(content) + content)
+    client.sendall(request("POST", "/generate", json.dumps(body).encode()))
     assert client.recv(100).startswith(b"HTTP/1.1 200")
     return client
 

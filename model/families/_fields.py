@@ -93,8 +93,8 @@ def read(
     """A config.json as its family's fields.
 
     What nobody knows may be null or false: it asks for nothing. fixed: fields that must be absent, null or
-    exactly this. harmless: those that change nothing in this
-    family. Raises `ValueError` naming the field that is unknown, missing or of another value.
+    exactly this. harmless: those that change nothing in this family. Raises `ValueError` naming the field
+    that is unknown, missing or of another value.
     """
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     fixed = {**FIXED, **fixed}
@@ -102,9 +102,9 @@ def read(
     for name, value in config.items():
         if name in known or name in HARMLESS or name in harmless or value is None:
             continue
-        if value is False and name not in fixed:  # what this family does not have, and is not asked for
-            continue
         if name not in fixed:
+            if value is False:  # what this family does not have, and is not asked for
+                continue
             raise ValueError(f"{name} is not a field that is known for this model_type")
         if value != fixed[name]:
             raise ValueError(f"{name} is {str(value)[:100]}, must be {fixed[name]}: no other is supported")
