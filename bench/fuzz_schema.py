@@ -37,7 +37,7 @@ def main(count: CountOption = 2000, seed: SeedOption = 0) -> None:
         )
         @hypothesis.given(document.requests())
         def holds(request: Request) -> None:
-            response = request.send(server.http)
+            response = server.http.send(request.build(server.http))
             document.check(request, response)
             seen[request.path, response.status_code] += 1
 

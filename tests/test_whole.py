@@ -142,9 +142,10 @@ def test_it_says_what_it_serves(server: Server) -> None:
     assert server.http.get("/health/ready").status_code == 200
 
 
-def test_the_worker_takes_the_memory_that_was_planned() -> None:
+@pytest.mark.parametrize("flags", [(), ("--quantize", "int8")], ids=["stored", "int8"])
+def test_the_worker_takes_the_memory_that_was_planned(flags: tuple[str, ...]) -> None:
     """Within 5 %: when it is ready, and after as many sequences as may run, in steps as long as may be."""
-    with running() as fresh:
+    with running(*flags) as fresh:
         [worker] = children_of(fresh)
         process = psutil.Process(int(worker))
         planned = fresh.http.get("/info").json()["memory"]["total_bytes"]

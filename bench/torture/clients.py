@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+import httpx
+
 from bench.torture.check import (
     Answer,
     End,
@@ -29,6 +31,7 @@ from bench.torture.check import (
 from bench.torture.wire import Connection, Cut, fetch, request
 from bench.torture.wishes import Wish
 from tests.server import raw_http
+from tests.server.schema_cases import Document, Request
 
 Manner = Literal["RST", "FIN", "half-open"]
 MANNERS: tuple[Manner, ...] = ("RST", "FIN", "half-open")
@@ -152,6 +155,31 @@ async def send_rubbish(address: str, seed: int, until_s: float) -> list[str]:
         # A request may be whole by chance, and then be refused for a good reason.
         bad += [f"{case}: {answer[:100]!r}" for case, answer in tally.wrong if b" 503 " not in answer]
     return bad
+
+
+async def send_drawn(
+    address: str, document: Document, drawn: list[Request], until_s: float
+) -> tuple[int, list[str]]:
+    """Send what was drawn from the OpenAPI document, right and wrong, a few at a time, until then.
+
+    How many, and which answers should not have been.
+    """
+    cases, bad = itertools.cycle(drawn), []
+    num_sent = 0
+
+    async def send(http: httpx.AsyncClient) -> None:
+        nonlocal num_sent
+        while time.perf_counter() < until_s:
+            case = next(cases)
+            try:
+                document.check(case, await http.send(case.build(http)), is_stormy=True)
+            except (AssertionError, ValueError, httpx.HTTPError) as error:
+                bad.append(f"{case}: {error!r}"[:300])
+            num_sent += 1
+
+    async with httpx.AsyncClient(base_url=address, timeout=120.0) as http:
+        await asyncio.gather(*(send(http) for _ in range(4)))
+    return num_sent, bad
 
 
 # ---- the probes -------------------------------------------------------------------------------------------

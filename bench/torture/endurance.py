@@ -6,6 +6,7 @@ Decides what goes on together, and what is looked at before and after.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import time
@@ -14,12 +15,21 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 
 from bench.torture.arena import Arena, Finding, poll
-from bench.torture.clients import MANNERS, idle, probing, read_slowly, send_rubbish, send_slowly
+from bench.torture.clients import (
+    MANNERS,
+    idle,
+    probing,
+    read_slowly,
+    send_drawn,
+    send_rubbish,
+    send_slowly,
+)
 from bench.torture.load import Load, loading, together
 from bench.torture.manners import until_idle
 from bench.torture.overload import capacity
 from bench.torture.wire import Cut, fetch, metrics, request
 from bench.torture.wishes import Wish
+from tests.server.schema_cases import Document
 from tests.whole import Server
 
 CYCLE_S = 60.0
@@ -90,7 +100,7 @@ async def _held(server: Server) -> dict[str, float]:
 
 
 async def storm(arena: Arena, minutes: float) -> Finding:
-    """R21: overload, deaths, departures, slow readers and senders, and rubbish, together; then calm."""
+    """R21: overload, deaths, departures, the slow, rubbish and the cases of R15 together; then calm."""
     finding = Finding("R21")
     rng = random.Random(arena.seed)
     wishes = await arena.mixed(300, 24)
@@ -98,13 +108,16 @@ async def storm(arena: Arena, minutes: float) -> Finding:
     with arena.server(*IMPATIENT, "--max-waiting", str(2 * arena.num_streams)) as server:
         answers_per_s, _ = await capacity(arena, server, wishes, arena.seconds(30, 1))
         await until_idle(server)
+        document = Document(json.loads((await fetch(server.url, "/openapi.json"))[1]))
+        drawn = document.drawn(arena.times(2000, 50), arena.seed)
         before = await _held(server)
         async with probing(server.url) as probes, loading(arena, server.url) as load:
             end_s = time.perf_counter() + duration_s
-            _, _, bad, _, num_deaths = await asyncio.gather(
+            _, _, bad, (num_cases, wrong), _, num_deaths = await asyncio.gather(
                 load.open(wishes, 3 * answers_per_s, duration_s, arena.seed),
                 _leaving(load, wishes, rng, end_s),
                 send_rubbish(server.url, arena.seed, end_s),
+                send_drawn(server.url, document, drawn, end_s),
                 _slow(server.url, wishes, rng, end_s),
                 _deaths(server, rng, end_s, duration_s),
             )
@@ -115,12 +128,14 @@ async def storm(arena: Arena, minutes: float) -> Finding:
         "minutes": round(minutes, 2),
         "tokens": load.tally.num_tokens,
         "deaths": num_deaths,
+        "requests of the document": num_cases,
         "probes without an answer": probes.num_silent,
         "s back to baseline": "never" if back_s is None else round(back_s, 1),
         **{f"{name} before / after": f"{before[name]:.0f} / {after.get(name, 0):.0f}" for name in before},
     }
     finding.expect(num_deaths > 0, "no worker died")
     finding.expect(not bad, f"{len(bad)} bad answers to rubbish: {bad[:3]}")
+    finding.expect(not wrong, f"{len(wrong)} answers that the document does not know: {wrong[:3]}")
     finding.expect(not probes.num_refused["/health/live"], "it was said to be dead")
     finding.expect(back_s is not None, f"not back to the baseline after {BACK_LIMIT_S:.0f} s")
     return finding

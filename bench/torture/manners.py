@@ -18,6 +18,8 @@ from bench.torture.wishes import Wish, steady
 from tests.whole import Server
 
 NUM_GOOD = 8
+NUM_PLACES = 64  # sequences that run at once
+SAME = 1.5  # times are of a machine that others use, too
 FREE_LIMIT_S = 5.0
 DROPPED = "verbatim_dropped_connections_total"
 SLACK_S = 3.0
@@ -114,18 +116,21 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
     num_readers, limit_s = arena.times(256, 8), arena.seconds(30, 2)
     endless = {"max_new_tokens": arena.limits.max_total_tokens - 32, "ignore_eos": True, **KINDS[kind]}
     large = [Wish(wish.inputs, endless) for wish in steady(arena.seed, arena.limits, num_readers, 1, 32)]
+    brief = [Wish(wish.inputs, endless | {"max_new_tokens": 100}) for wish in large]
     good = await arena.steady(NUM_GOOD, 200)
-    with arena.server(
-        "--max-num-seqs", "64", "--max-waiting", "512", "--write-timeout-s", str(limit_s)
-    ) as server:
+    flags = ("--max-num-seqs", str(NUM_PLACES), "--max-waiting", "512", "--write-timeout-s", str(limit_s))
+    with arena.server(*flags) as server:
+        async with loading(arena, server.url) as load:
+            await load.closed(good, NUM_GOOD, arena.seconds(30, 1))
+        alone_ms = percentile_ms(load.tally.gap_s, 99)
+        finding.take(load.tally, may_refuse=False)
         before = 0
-        async with loading(arena, server.url) as load:  # what it holds without slow ones
-            alone = asyncio.create_task(load.closed(good, NUM_GOOD, arena.seconds(30, 1)))
-            while not alone.done():
+        async with loading(None, server.url) as load:  # what such answers take by themselves
+            quick = asyncio.create_task(load.closed(brief, NUM_PLACES, arena.seconds(30, 1)))
+            while not quick.done():
                 before = max(before, server.front().memory_info().rss)
                 await asyncio.sleep(0.2)
-            await alone
-        alone_ms = percentile_ms(load.tally.gap_s, 99)
+            await quick
         finding.take(load.tally, may_refuse=False)
         most = before
         began_s = time.perf_counter()
@@ -159,6 +164,11 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
     }
     finding.expect(len(dropped_s) >= num_readers, f"{kind}: not all were dropped")
     finding.expect_fast(kib_each <= 64, f"{kind}: a slow reader costs over 64 KiB")
+    _expect_unchanged(finding, percentile_ms(load.tally.gap_s, 99), alone_ms)
+
+
+def _expect_unchanged(finding: Finding, beside_ms: float, alone_ms: float) -> None:
+    finding.expect_fast(beside_ms <= SAME * alone_ms, f"others' gaps went from {alone_ms} to {beside_ms} ms")
 
 
 # ---- R10 --------------------------------------------------------------------------------------------------
@@ -198,7 +208,9 @@ async def slow_senders(arena: Arena) -> Finding:
         finding.expect_fast(worst_s <= limit_s + SLACK_S, f"{kind}: closed {worst_s - limit_s:.1f} s late")
     silent = sum(b" 408 " not in said for kind, _, said in ended if kind != "idle")
     finding.expect(not silent, f"{silent} slow senders were not told of their 408")
-    finding.figures |= {"others' gap ms p99": percentile_ms(load.tally.gap_s, 99), "without them": alone_ms}
+    beside_ms = percentile_ms(load.tally.gap_s, 99)
+    finding.figures |= {"others' gap ms p99": beside_ms, "without them": alone_ms}
+    _expect_unchanged(finding, beside_ms, alone_ms)
     return finding
 
 

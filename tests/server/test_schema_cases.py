@@ -21,7 +21,7 @@ def test_every_answer_is_one_that_is_documented(server: Live, document: Document
     @settings(max_examples=500)
     @given(document.requests())
     def holds(request: Request) -> None:
-        response = request.send(server.http)
+        response = server.http.send(request.build(server.http))
         document.check(request, response)
         seen.add(response.status_code)
 

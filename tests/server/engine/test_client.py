@@ -376,9 +376,9 @@ def test_a_poisonous_request_is_ended_and_its_neighbours_are_not(folder: Path) -
     run(scenario)
 
 
-def test_a_worker_that_always_dies_is_given_up(folder: Path) -> None:
+def test_a_worker_that_always_dies_is_given_up(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
-        patience = Patience(max_deaths=3, first_pause_s=0.01)
+        patience = Patience(max_deaths=4, first_pause_s=0.1)
         async with ready_client(folder, patience=patience) as client:
             client.worker_module = "tests.server.engine.there_is_no_such_worker"
             stream = client.submit(request(max_new_tokens=4000))
@@ -394,6 +394,12 @@ def test_a_worker_that_always_dies_is_given_up(folder: Path) -> None:
                 client.submit(request())
 
     run(scenario)
+    *deaths, end = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert [f"({number} in a row)" in each.message for number, each in enumerate(deaths, 1)] == [True] * 4
+    assert end.message == "4 engine workers died in a row: no other is started"
+    at_s = [death.created for death in deaths]
+    assert at_s[2] - at_s[1] >= 0.1, "the second in a row: a pause"
+    assert at_s[3] - at_s[2] >= 0.2, "the third: twice as long"
 
 
 def test_an_answer_is_not_continued_with_another_model(tmp_path: Path) -> None:
