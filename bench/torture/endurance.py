@@ -24,6 +24,7 @@ from bench.torture.clients import (
     send_rubbish,
     send_slowly,
 )
+from bench.torture.counted_front import PROGRAM, TASKS
 from bench.torture.load import Load, loading, together
 from bench.torture.manners import until_idle
 from bench.torture.overload import capacity
@@ -47,7 +48,7 @@ async def soak(arena: Arena) -> Finding:
     wishes = await arena.mixed(300, 24)
     samples: list[dict[str, float]] = []
     cycle_s, duration_s = (1.0, 0.0) if arena.is_short else (CYCLE_S, arena.seconds(7200, 0.0))
-    with arena.server() as server:
+    with arena.server(program=PROGRAM) as server:
         began_s = time.perf_counter()
         while len(samples) < 4 or time.perf_counter() - began_s < duration_s:
             async with loading(arena, server.url) as load:
@@ -87,7 +88,10 @@ def _slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 async def _held(server: Server) -> dict[str, float]:
     """What the two processes hold."""
-    held: dict[str, float] = {"series": len(await metrics(server.url))}
+    series = await metrics(server.url)
+    held: dict[str, float] = {"series": len(series)}
+    if TASKS in series:
+        held["tasks"] = series[TASKS]
     for name, process in (("front", server.front()), ("worker", server.worker())):
         if process is not None:
             held[f"{name} MB"] = process.memory_info().rss / 1e6
