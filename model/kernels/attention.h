@@ -20,7 +20,7 @@ static void attend_item(const Step& step, const Item<T>& item, const State<T>& s
     for (int64_t n = 0; n < item.num_queries; n++) {
         const T* row = q + (n / item.group * step.num_heads + n % item.group) * step.head_dim;
         auto* query = state.queries + n * step.size;
-        for (int64_t i = 0; i < step.head_dim; i++) narrow(widened(row[i]), query[i]);
+        copied(row, step.head_dim, query);
         for (int64_t i = step.head_dim; i < step.size; i++) query[i] = 0;
         // A sink is one more score, of weight 1 while it is the largest.
         state.largest[n] = sinks ? sinks[item.first_head + n % item.group] : -__builtin_inff();
@@ -40,9 +40,9 @@ static void attend_item(const Step& step, const Item<T>& item, const State<T>& s
     for (int64_t n = 0; n < item.num_queries; n++) {
         Floats totals = {};
         for (int v = 0; v < KEY_VECTORS; v++) totals += load<Floats>(state.sums + n * BLOCK_SIZE + v * LANES);
-        float total = sum(totals);
+        float share = 1 / sum(totals);
         T* row = out + (n / item.group * step.num_heads + n % item.group) * step.head_dim;
-        for (int64_t i = 0; i < step.head_dim; i++) narrow(state.sums_of_values[n * step.size + i] / total, row[i]);
+        for (int64_t i = 0; i < step.head_dim; i++) narrow(state.sums_of_values[n * step.size + i] * share, row[i]);
     }
 }
 

@@ -5,7 +5,7 @@
 #include "functions.h"
 #include "paged.h"
 
-constexpr int SPAN = 256;  // positions; a multiple of BLOCK_SIZE
+constexpr int SPAN = 512;  // positions; a multiple of BLOCK_SIZE
 
 constexpr int KEY_VECTORS = BLOCK_SIZE / LANES;
 constexpr int REGISTERS = LANES == 16 ? 16 : 8;  // that hold sums: about half of those there are
@@ -36,6 +36,15 @@ struct QueryOf<bfloat16> {
     using Type = bfloat16;
 };
 #endif
+
+template <class T>
+static inline void copied(const T* from, int64_t count, T* to) {
+    memcpy(to, from, count * sizeof *to);
+}
+
+static inline void copied(const bfloat16* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = widened(from[i]);
+}
 
 // What an item's queries have come to: [num_queries] of each.
 template <class T>
