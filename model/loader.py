@@ -44,7 +44,7 @@ DECIDING_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-DECIDING_PATTERNS = ("*.tiktoken", "additional_chat_templates/*.jinja")
+DECIDING_PATTERNS = ("tokenizer.model?*", "*.tiktoken", "additional_chat_templates/*.jinja")
 MAX_POSITIONS = 2**22  # the tables of positions are laid out before any size is compared with the weights
 
 Progress = Callable[[int, int], None]  # bytes of weights read so far, and in all
@@ -97,7 +97,8 @@ class LoadedModel:
 def open_folder(path: Path, dtype: str = "auto", quantize: str = "none") -> ModelFolder:
     """Read all of a model folder but its tensors, and check that these will fit.
 
-    dtype: `auto` (as stored), `float32` or `bfloat16`. quantize: `none`, `int8` or `int4`.
+    dtype: `float32`, `bfloat16` or `auto`: bfloat16 if all that is used is stored so, else float32.
+    quantize: `none`, `int8` or `int4`.
     Raises `LoadError`.
     """
     config_json = read_json(path, "config.json")

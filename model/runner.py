@@ -40,7 +40,7 @@ class RunnerOptions:
     """How to run a model folder. `auto`, and 0 for the integers: what suits the model and the machine."""
 
     model_id: str
-    dtype: str = "auto"  # as stored, or float32, or bfloat16
+    dtype: str = "auto"  # bfloat16 where it is stored so, else float32; or one of them by its name
     quantize: str = "none"  # or int8, int4: of linear layers, as they are loaded
     device: str = "auto"  # cuda where there is one, else cpu
     kernels: str = "auto"  # the path of the native kernels: the fastest here; or its name, or torch for none

@@ -54,13 +54,22 @@ def test_shards_are_counted(tmp_path: Path) -> None:
         ("chat_template.jinja", "{{ messages }}", True),
         ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
         ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("additional_chat_templates/tool_use.jinja", "{{ messages }}", True),
         ("README.md", "chat_template", False),
     ],
 )
 def test_a_chat_template_is_found_where_it_may_be(tmp_path: Path, name: str, content: str, has: bool) -> None:
     write_folder(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     assert inspect_folder(tmp_path).has_chat_template == has
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "vocab.json", "qwen.tiktoken"])
+def test_a_tokenizer_is_found_where_it_may_be(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path)
+    os.rename(tmp_path / "tokenizer.json", tmp_path / name)
+    assert inspect_folder(tmp_path).unusual == ()
 
 
 def test_what_is_unusual_is_told(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_numbers_whose_sum_is_infinite_are_finite_all_the_same(folder: Path, dty
 @pytest.mark.parametrize(
     "name",
     ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "a.tiktoken",
+     "tokenizer.model.v3",
      "additional_chat_templates/tool_use.jinja"],
 )  # fmt: skip
 def test_the_fingerprint_covers_every_file_that_decides(folder: Path, name: str) -> None:
