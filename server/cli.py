@@ -84,7 +84,7 @@ def options(
 def serve(
     settings: Settings,
     model_dir: Annotated[
-        Path | None, typer.Argument(help="a model folder; the embedded model if absent")
+        Path | None, typer.Argument(help="a model folder, or an id on the hub; absent: the embedded model")
     ] = None,
 ) -> None:
     """Serve a model over HTTP. Each flag has an environment name, VERBATIM_ and its own in capitals."""
@@ -150,10 +150,10 @@ def generate(
     settings: Settings,
     prompt: Annotated[str, typer.Argument(help="the text to go on from")],
     model_dir: Annotated[
-        Path | None, typer.Option(help="a model folder; the embedded model if absent")
+        Path | None, typer.Option(help="a model folder, or an id on the hub; absent: the embedded model")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="absent: what fits")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy, and so is none of these")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="absent: the model's own, or what fits")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; absent: the model's own")] = None,
     top_k: Annotated[int | None, typer.Option(help="draw from so many")] = None,
     top_p: Annotated[float | None, typer.Option(help="draw from so much of the mass")] = None,
     min_p: Annotated[float | None, typer.Option(help="draw from at least this part of the best")] = None,

@@ -35,10 +35,11 @@ class Settings(BaseSettings):
 
     config: Path | None = Field(default=None, description="a TOML file with any of the settings below")
     model_dir: Path | None = Field(
-        default=None, description="the model's folder; without one, the embedded model"
+        default=None, description="the model's folder, or its id on the hub; without one, the embedded model"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="format of weights and cache; auto is the checkpoint's own"
+        default="auto",
+        description="format of weights and cache; auto is bfloat16 if the checkpoint is, else float32",
     )
     quantize: Literal["none", "int8", "int4"] = Field(
         default="none", description="weights of linear layers in fewer bits, rounded as they are loaded"
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=2**40,
-        description="tokens of all sequences together in the KV cache; 0 is what max_num_seqs full ones need",
+        description="tokens in the KV cache; 0: for max_num_seqs full sequences, within half of what is free",
     )
     max_batch_tokens: int = Field(
         default=512,
@@ -180,6 +181,9 @@ def load_settings(**flags: object) -> Settings:
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)[0]
+            message = f"there is no such setting; the nearest is {nearest}"
         raise SettingsError(f"setting {name}: {message}" if name else message) from None
 
 

@@ -61,7 +61,7 @@ class StreamDetails(Answer):
         description="whose word each of them is"
     )
     fingerprint: str = Field(
-        description="of the model's files, its dtype, the kernels and the versions: what the bits depend on"
+        description="of the model's files, its formats, the kernels and the versions: what the bits depend on"
     )
     timings: AnswerTimings
 

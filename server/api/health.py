@@ -17,7 +17,7 @@ _RETRY_AFTER_S = 1.0
 @router.get("/health/live")
 @router.head("/health/live", include_in_schema=False)
 async def live(front: FrontDep) -> StatusAnswer:
-    """200 while the server runs and its engine lives; else 503."""
+    """200 while the server runs and its engine loads, lives or is replaced; else 503."""
     status = front.client.status()
     return _answer("live", status.is_live, status.reason)
 

@@ -54,7 +54,8 @@ def takes(model: type[Body]) -> dict[str, Any]:
 
 def stream_content() -> dict[str, Any]:
     """Return the content of an answer that streams; the schema is that of each event's `data`."""
-    return {"text/event-stream": {"schema": {"$ref": _REF.format(model=StreamEvent.__name__)}}}
+    events = [{"$ref": _REF.format(model=model.__name__)} for model in (StreamEvent, ErrorAnswer)]
+    return {"text/event-stream": {"schema": {"anyOf": events}}}
 
 
 def install(app: FastAPI) -> None:

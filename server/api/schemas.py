@@ -53,10 +53,12 @@ class Grammar(Body):
 class TextParameters(Body):
     """Everything under `parameters` but the sampling fields."""
 
-    max_new_tokens: Count | None = Field(default=None, description="absent: what fits the context")
+    max_new_tokens: Count | None = Field(
+        default=None, description="absent: the model's own, or what fits the context"
+    )
     do_sample: bool | None = Field(
         default=None,
-        description="absent or false: greedy, unless a sampling field asks for a draw, as in TGI",
+        description="if no sampling field asks for a draw: false is greedy, absent the model's own",
     )
     stop: Annotated[list[StopString], MaxLen(MAX_STOP_STRINGS)] | None = Field(
         default=None, description="the first of these that is complete ends the answer"

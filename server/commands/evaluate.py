@@ -61,7 +61,7 @@ def evaluate(
     settings: Settings,
     file: Annotated[Path, typer.Argument(help="a text, in UTF-8")],
     model_dir: Annotated[
-        Path | None, typer.Option(help="a model folder; the embedded model if absent")
+        Path | None, typer.Option(help="a model folder, or an id on the hub; absent: the embedded model")
     ] = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="new tokens in each window; absent: half of the context")

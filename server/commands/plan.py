@@ -18,7 +18,9 @@ from server.api.info import MemoryAnswer
 from server.commands.shared import ENGINE_SETTINGS, ask_planner, model_folder, with_settings, worker_config
 from server.settings import Settings
 
-ModelArgument = Annotated[Path | None, typer.Argument(help="a model folder; the embedded model if absent")]
+ModelArgument = Annotated[
+    Path | None, typer.Argument(help="a model folder, or an id on the hub; absent: the embedded model")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one line of JSON in place of tables")]
 
 

@@ -35,7 +35,7 @@ class EngineOverloaded(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """Loading, stopping, or the worker is gone."""
+    """Loading, stopping, or the worker is being replaced or was given up."""
 
 
 @dataclass(frozen=True, slots=True)

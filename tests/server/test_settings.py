@@ -41,7 +41,7 @@ def test_the_file_may_be_named_by_a_flag(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("prot = 1", "prot"),
+        ("prot = 1", "prot: there is no such setting; the nearest is port"),
         ("port = 65536", "port"),
         ("port = -1", "port"),
         ("dtype = 'float12'", "dtype"),

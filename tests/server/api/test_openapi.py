@@ -58,7 +58,8 @@ def test_generating_may_answer_with_every_status_that_it_has(path: str, document
     expected = {"400", "401", "408", "413", "415", "422", "424", "429", "431", "500", "503"}
     assert responses.keys() == {"200"} | expected
     content = responses["200"]["content"]
-    assert content["text/event-stream"]["schema"] == {"$ref": f"{REFERENCE}StreamEvent"}
+    events = [{"$ref": f"{REFERENCE}{name}"} for name in ("StreamEvent", "ErrorAnswer")]
+    assert content["text/event-stream"]["schema"] == {"anyOf": events}
     assert ("application/json" in content) == (path != "/generate_stream")
 
 
