@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -282,6 +283,19 @@ def test_every_header_of_an_answer_is_documented(server: Server) -> None:
     response = server.http.post("/generate", json={"inputs": "a", "parameters": {"max_new_tokens": 1}})
     names = [name for name in response.headers if name.startswith("x-")]
     compare(table(HTTP, "Headers"), [(f"`{name}`",) for name in names])
+
+
+# ---- CONTRIBUTING.md --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "last_words"), [("", "--cov"), ("tests/model -k attention", "tests/model -k attention")]
+)
+def test_make_runs_the_tests_that_it_is_told(args: str, last_words: str) -> None:
+    """`--cov` before a path takes it for what is to be covered, and all tests run."""
+    command = ["make", "--no-print-directory", "-n", "pytest", f"ARGS={args}"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.rstrip().endswith(f" worksteal {last_words}")
 
 
 # ---- docs/metrics.md --------------------------------------------------------------------------------------
