@@ -52,7 +52,7 @@ def create_app(
     app.state.front = front
     for router in ROUTERS:
         app.include_router(router)
-    openapi.install(app)
+    openapi.install(app, needs_key=bool(settings.api_keys))
     app.add_middleware(InPieces)
     app.add_middleware(Gate, api_keys=[key.get_secret_value() for key in settings.api_keys])
     app.add_middleware(Observe, metrics=metrics)  # added last, so outermost

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says that FastAPI cannot see: bodies that we parse ourselves, errors, streams."""
+"""What the OpenAPI document says that FastAPI cannot see: bodies that we parse, errors, streams, keys."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from server.errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
+from server.middleware import OPEN_PATHS
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[Body], ...] = (GenerateBody, TokenizeBody, DetokenizeBody)
@@ -58,8 +59,8 @@ def stream_content() -> dict[str, Any]:
     return {"text/event-stream": {"schema": {"anyOf": events}}}
 
 
-def install(app: FastAPI) -> None:
-    """Let `app` publish the whole document."""
+def install(app: FastAPI, *, needs_key: bool) -> None:
+    """Let `app` publish the whole document. `needs_key`: whether every route but the probes needs a key."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -70,6 +71,11 @@ def install(app: FastAPI) -> None:
             ]
             _, extra = models_json_schema(wanted, ref_template=_REF)  # type: ignore[arg-type]
             schema.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])
+            if needs_key:
+                schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                schema["security"] = [{"key": []}]
+                for path in OPEN_PATHS:
+                    schema["paths"][path]["get"]["security"] = []
             app.openapi_schema = schema
         return app.openapi_schema
 

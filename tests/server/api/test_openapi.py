@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.errors import ERRORS
-from tests.server.live import Live
+from tests.server.live import Live, serve
 
 REFERENCE = "#/components/schemas/"
 
@@ -78,3 +78,15 @@ def test_the_bounds_of_the_tokenizers_routes_are_documented(document: dict[str, 
 
 def test_the_page_for_people_is_there(live: Live) -> None:
     assert live.http.get("/docs").status_code == 200
+
+
+def test_the_document_says_which_routes_need_a_key(document: dict[str, Any]) -> None:
+    assert "security" not in document
+    with serve(api_keys="right") as guarded:
+        own = guarded.http.get("/openapi.json", headers={"authorization": "Bearer right"}).json()
+        (scheme,) = own["security"]
+        assert own["components"]["securitySchemes"].keys() == scheme.keys()
+        for path, methods in own["paths"].items():
+            for method, operation in methods.items():
+                is_refused = guarded.http.request(method, path).status_code == 401
+                assert (operation.get("security") != []) == is_refused, path
