@@ -1,6 +1,6 @@
 """A model by its id on the Hugging Face hub: its files, in the hub library's own cache.
 
-The only place that opens a connection of its own, and only for an id that somebody wrote. What may be
+The only place that opens a connection to other machines, and only for an id that somebody wrote. What may be
 fetched is data: no pickle, no code.
 """
 

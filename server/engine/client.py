@@ -130,7 +130,7 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[TokenOutput]:
-        """What has arrived since the last look: at least one output, and at most `MAX_OUTPUTS_AT_ONCE`."""
+        """What came since the last look: one output or more, up to `MAX_OUTPUTS_AT_ONCE`, and the end."""
         await self.wait()
         if self._is_over:
             raise StopAsyncIteration
