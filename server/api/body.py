@@ -53,12 +53,15 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
-async def off_loop(num_bytes: int, work: Callable[[], T], threads: CapacityLimiter) -> T:
+async def off_loop(
+    num_bytes: int, work: Callable[[], T], threads: CapacityLimiter, *, is_tame: bool = True
+) -> T:
     """Do `work` on a body: at once if it is short, else in a thread, so that the streams go on.
 
-    `threads` bounds how many run at a time; the other bodies wait their turn.
+    `threads` bounds how many run at a time; the other bodies wait their turn. `is_tame`: whether a short
+    body's work is short, too.
     """
-    if num_bytes <= _MAX_INLINE_BYTES:
+    if is_tame and num_bytes <= _MAX_INLINE_BYTES:
         return work()
     return await to_thread.run_sync(work, limiter=threads)
 

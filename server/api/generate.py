@@ -43,7 +43,8 @@ async def _hold(request: Request, front: Front, *, always_streams: bool) -> Asyn
         body = parse_body(GenerateBody, raw)
         return translate(body, front, is_stream=always_streams or bool(body.stream), tenant=tenant)
 
-    job = await off_loop(len(raw), prepare, front.body_threads)
+    is_tame = front.tokenizer.is_tame
+    job = await off_loop(len(raw), prepare, front.body_threads, is_tame=is_tame)
     try:
         streams = front.client.submit_choices(job.request, job.num_choices)
     except EngineOverloaded as error:

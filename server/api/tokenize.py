@@ -11,13 +11,18 @@ from server.api.front import Front, FrontDep
 from server.api.openapi import WITH_BODY, refusals, takes
 from server.api.schemas import DetokenizeBody, TokenizeBody
 from server.api.translate import check_ids
+from server.errors import ValidationFailed
+from server.text.encoder import EncodeError
 
 router = APIRouter(tags=["tokenize"], responses=refusals(WITH_BODY))
 
 
 def _tokenize(raw: bytes, front: Front) -> bytes:
     body = parse_body(TokenizeBody, raw)
-    spans = front.tokenizer.encode_with_offsets(body.inputs, body.add_special_tokens is not False)
+    try:
+        spans = front.tokenizer.encode_with_offsets(body.inputs, body.add_special_tokens is not False)
+    except EncodeError as error:
+        raise ValidationFailed(f"inputs {error}") from error
     return msgspec.json.encode(spans)
 
 
@@ -36,7 +41,8 @@ def _detokenize(raw: bytes, front: Front) -> bytes:
 async def tokenize(request: Request, front: FrontDep) -> Response:
     """Cut a text into tokens; `start` and `stop` count its characters."""
     raw = await read_body(request, front.settings)
-    content = await off_loop(len(raw), lambda: _tokenize(raw, front), front.body_threads)
+    is_tame = front.tokenizer.is_tame
+    content = await off_loop(len(raw), lambda: _tokenize(raw, front), front.body_threads, is_tame=is_tame)
     return Response(content, media_type="application/json")
 
 

@@ -15,6 +15,7 @@ from server.api.precedence import Origin, choose_length, choose_sampling
 from server.api.schemas import GenerateBody, GenerateParameters, TextParameters
 from server.engine.request import GenerationRequest
 from server.errors import ValidationFailed
+from server.text.encoder import EncodeError
 
 _LONGEST_MS = 10**10  # four months: no answer takes that long, and a timer cannot count for ever
 
@@ -126,7 +127,10 @@ def _prompt_ids(name: str, given: str | list[int], truncate: int | None, front: 
     if isinstance(given, str):
         if truncate is None:  # a text that cannot fit is not worth a second of encoding
             _room(name, front.tokenizer.min_num_tokens(given), info.max_total_tokens, "at least ")
-        ids = front.tokenizer.encode(given)
+        try:
+            ids = front.tokenizer.encode(given)
+        except EncodeError as error:
+            raise ValidationFailed(f"{name} {error}") from error
         _check_embeddings(name, ids, info.vocab_size)
     else:
         ids = given

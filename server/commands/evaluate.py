@@ -31,6 +31,7 @@ from server.commands.shared import (
 from server.engine.client import EngineClient
 from server.engine.request import GenerationRequest
 from server.settings import Settings
+from server.text.encoder import EncodeError
 from server.text.tokenizer import Tokenizer
 
 
@@ -106,6 +107,8 @@ def _read(file: Path, tokenizer: Tokenizer) -> Text:
         fail(f"{file}: {error.strerror}")
     except UnicodeDecodeError as error:
         fail(f"{file}: is not valid UTF-8 at byte {error.start}")
+    except EncodeError as error:
+        fail(f"{file}: {error}")
     if len(spans) < 2:
         fail(f"{file}: has {len(spans)} tokens, must have at least 2")
     # A special token in front stands for nothing of the text.

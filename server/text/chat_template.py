@@ -6,17 +6,15 @@ runs a template is another process, server/text/template_renderer.py, that is ki
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.text.helper import Helper
 from server.text.links import stay_inside
 from server.text.tokenizer_config import read_json
 
@@ -92,7 +90,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._limits = limits or RenderLimits()
         self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper = Helper("server.text.template_renderer", self._limits.max_wall_s)
         try:
             with self._turn:
                 self._start()
@@ -123,8 +121,7 @@ class ChatTemplate:
         }  # fmt: skip
         question = {"template": name, "variables": self._special_tokens | dict(variables or {}) | known}
         with self._turn:
-            if self._process is None or self._process.poll() is not None:
-                self._end()
+            if not self._helper.is_alive:
                 self._start()
             text: str = self._ask(question)["text"]
         return text
@@ -132,19 +129,13 @@ class ChatTemplate:
     def close(self) -> None:
         """End the process. A later rendering would start it again."""
         with self._turn:
-            self._end()
+            self._helper.end()
 
     def _default(self) -> str:
         return DEFAULT if DEFAULT in self._sources else next(iter(self._sources))
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "server.text.template_renderer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C on the terminal is the front's to handle
-        )
+        self._helper.start()
         limits = self._limits
         self._ask({
             "templates": {name: source.text for name, source in self._sources.items()},
@@ -153,9 +144,9 @@ class ChatTemplate:
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """One line there, one line back; whoever passes a limit loses the process."""
-        line = self._exchange(json.dumps(question).encode() + b"\n")
+        line = self._helper.exchange(json.dumps(question).encode() + b"\n")
         if not line.endswith(b"\n"):
-            raise ChatTemplateError(self._why_it_ended(self._end()))
+            raise ChatTemplateError(self._why_it_ended(self._helper.end()))
         answer: dict[str, Any] = json.loads(line)
         match answer.get("kind"):
             case None:
@@ -164,7 +155,7 @@ class ChatTemplate:
                 raise ChatTemplateError(f"the chat template refuses this: {answer['error']}")
             case "failed":
                 raise ChatTemplateError(f"the chat template fails on this: {answer['error']}")
-        self._end()  # it may hold much memory, or is of no use
+        self._helper.end()  # it may hold much memory, or is of no use
         if answer["kind"] == "syntax":
             raise ValueError(f"cannot load {self._sources[answer['template']].path}: {answer['error']}")
         limits = self._limits
@@ -173,32 +164,6 @@ class ChatTemplate:
             "size": f"makes more than {limits.max_chars} characters of this",
         }
         raise ChatTemplateError(f"the chat template {needs[answer['kind']]}")
-
-    def _exchange(self, line: bytes) -> bytes:
-        """The answer's line; what there is of it if the process ends before, or is killed as hung."""
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        watchdog = threading.Timer(self._limits.max_wall_s, process.kill)
-        watchdog.start()
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            return process.stdout.readline()
-        except BrokenPipeError:
-            return b""
-        finally:
-            watchdog.cancel()
-
-    def _end(self) -> int:
-        """Kill the process if it lives; its status."""
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        with contextlib.suppress(BrokenPipeError), process:  # which closes the pipes and waits
-            process.kill()
-        return process.returncode
 
     def _why_it_ended(self, status: int) -> str:
         if status == -signal.SIGPROF:

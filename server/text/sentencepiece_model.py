@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from server.text.tokenizer_config import TokenizerConfig
 
+SPACES_PATTERN = " {2,}"
 _SPACE = "\u2581"
 _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
@@ -139,7 +140,7 @@ def _spaces_as_marks(has_prefix: bool) -> list[Any]:
 def _cleaning(model: Model) -> list[Any]:
     steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.removes_extra_spaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(SPACES_PATTERN), " ")]
     return steps
 
 

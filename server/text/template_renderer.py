@@ -26,6 +26,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from server.text.helper import answer_lines_alone
+
 MAX_SHOWN_CHARS = 300
 IMPORTED_EARLY = (pprint, textwrap, jinja2.constants, jinja2.debug)
 
@@ -148,9 +150,7 @@ def _renounce(max_bytes: int) -> None:
 
 def main() -> None:
     """Answer until the other end closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it is the front that decides when this ends
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # by which a template that runs too long is ended
+    answer_lines_alone()
     first = json.loads(sys.stdin.buffer.readline())
     _renounce(first["max_bytes"])
     renderer = Renderer(first["max_cpu_s"], first["max_chars"])

@@ -28,7 +28,7 @@ def max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
     """
     own_tokens = backend.get_vocab(with_added_tokens=False)
     added = backend.get_added_tokens_decoder().values()
-    steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
+    steps = [*steps_of(backend.normalizer), *steps_of(backend.pre_tokenizer)]
     is_byte_level = bool(steps) and steps[-1]["type"] == "ByteLevel"
     if not isinstance(backend.model, tokenizers.models.BPE):
         return None
@@ -55,7 +55,7 @@ def max_token_bytes(backend: tokenizers.Tokenizer) -> int | None:
     return longest * (_MOST_COMPOSED if _NFC in steps else 1)
 
 
-def _steps(part: Any) -> list[Mapping[str, Any]]:
+def steps_of(part: Any) -> list[Mapping[str, Any]]:
     """A normalizer or pre-tokenizer as what it does one after the other."""
     return [] if part is None else _flat(json.loads(part.__getstate__()))  # its entry in a tokenizer.json
 

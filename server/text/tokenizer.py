@@ -13,9 +13,19 @@ from pathlib import Path
 
 import msgspec
 
+from server.text.encoder import (
+    ANY_TEXT,
+    EncodeError,
+    Encoding,
+    GuardedEncoder,
+    Question,
+    encode,
+    is_tame,
+    max_cpu_s,
+)
 from server.text.spelling import Piece, read_spelling
 from server.text.token_length import max_token_bytes
-from server.text.tokenizer_files import load_backend
+from server.text.tokenizer_files import KNOWN_PATTERNS, load_backend
 
 _ESCAPED_BYTE = re.compile(r"[\udc80-\udcff]")
 
@@ -47,6 +57,14 @@ class Tokenizer:
             raise ValueError(f"cannot load {folder / 'tokenizer.json'}: {error}") from error
         self.special_tokens = config.special_tokens
         """By their roles, as chat templates name them: `bos_token`, `eos_token` and so on."""
+        self.is_tame = is_tame(self._backend, KNOWN_PATTERNS)
+        """Whether any text is encoded quickly; else it is done in a process that can be ended."""
+        self._guarded = None if self.is_tame else GuardedEncoder(folder)
+        if self._guarded is not None:
+            try:
+                self.encode(ANY_TEXT)
+            except EncodeError as error:
+                raise ValueError(f"cannot load {folder / 'tokenizer.json'}: a short text {error}") from error
         self._max_token_bytes = max_token_bytes(self._backend)
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self._tokens: list[str | None] = [None] * (1 + max(vocabulary.values(), default=-1))
@@ -63,11 +81,8 @@ class Tokenizer:
         return len(self._tokens)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text. Special tokens spelled out in it become their ids."""
-        # Of the library's calls, only those for a batch release the GIL: others would freeze every stream.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
-        return ids
+        """The ids of a text. Special tokens spelled out in it become their ids. Raises `EncodeError`."""
+        return self._encode(text, add_special_tokens, has_offsets=False).ids
 
     def min_num_tokens(self, text: str) -> int:
         """A lower bound on the tokens of a text, from its length alone; 0 if this vocabulary has none."""
@@ -77,9 +92,9 @@ class Tokenizer:
         """The ids of a text, each with the slice of it that it stands for.
 
         Tokens that share a character each name the whole of it, so slices may overlap. A token that stands
-        for nothing in the text, as an added special token, has an empty slice.
+        for nothing in the text, as an added special token, has an empty slice. Raises `EncodeError`.
         """
-        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        encoding = self._encode(text, add_special_tokens, has_offsets=True)
         return [
             TokenSpan(token_id, text[start:stop], start, stop)
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -130,6 +145,13 @@ class Tokenizer:
                 if num_with_text == 3:
                     break
         return TextDecoder(self, before=last[::-1])
+
+    def _encode(self, text: str, add_special_tokens: bool, *, has_offsets: bool) -> Encoding:
+        question = Question(text, add_special_tokens, has_offsets, max_cpu_s(text))
+        encoding = self._guarded.encode(question) if self._guarded else encode(self._backend, question)
+        if encoding.error:
+            raise EncodeError(encoding.error)
+        return encoding
 
 
 class TextDecoder:

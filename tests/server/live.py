@@ -26,8 +26,7 @@ from server.text.tokenizer import Tokenizer
 from tests.server.fake_engine import END_ID, Behaviour, FakeEngine
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One token for each byte, two merged ones, and `<|end|>`: characters beyond ASCII span tokens."""
+def _byte_backend() -> Any:
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate(alphabet)}
     vocabulary |= {"<|end|>": END_ID, "th": 257, "the": 258}
@@ -35,9 +34,26 @@ def byte_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(["<|end|>"])
+    return backend
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, two merged ones, and `<|end|>`: characters beyond ASCII span tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        backend.save(str(Path(folder) / "tokenizer.json"))
+        _byte_backend().save(str(Path(folder) / "tokenizer.json"))
         return Tokenizer(Path(folder))
+
+
+def hostile_tokenizer(folder: Path, pattern: str | None = None, normalizer: object = None) -> Tokenizer:
+    """The same, of a folder that must stay, but for an expression by which a text is cut, or a normalizer."""
+    backend = _byte_backend()
+    if pattern is not None:
+        cut = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([cut, backend.pre_tokenizer])
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
 
 
 @dataclass
@@ -158,11 +174,12 @@ def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
 def serve(
     loop: Literal["auto", "asyncio", "uvloop"] = "auto",
     defaults: GenerationDefaults | None = None,
+    tokenizer: Tokenizer | None = None,
     **flags: object,
 ) -> Iterator[Live]:
-    """A server with these settings and a model with these wishes, until the block ends."""
+    """A server with these settings; a model with these wishes, and this tokenizer. Until the block ends."""
     settings: Settings = load_settings(**flags)
-    engine, tokenizer = FakeEngine(), byte_tokenizer()
+    engine, tokenizer = FakeEngine(), tokenizer or byte_tokenizer()
     app = create_app(settings, engine, tokenizer, defaults)
 
     async def crash() -> None:

@@ -248,14 +248,15 @@ def test_a_short_body_is_worked_on_at_once_and_long_ones_two_at_a_time() -> None
             num_running -= 1
         return threading.get_ident() == loop_thread
 
-    async def all_at_once(num_bytes: int) -> list[bool]:
+    async def all_at_once(num_bytes: int, *, is_tame: bool = True) -> list[bool]:
         threads = CapacityLimiter(2)
-        return await asyncio.gather(*(off_loop(num_bytes, work, threads) for _ in range(6)))
+        return await asyncio.gather(*(off_loop(num_bytes, work, threads, is_tame=is_tame) for _ in range(6)))
 
     assert asyncio.run(all_at_once(4096)) == [True] * 6
     assert most_running == 1
     assert asyncio.run(all_at_once(4097)) == [False] * 6
     assert most_running == 2
+    assert asyncio.run(all_at_once(1, is_tame=False)) == [False] * 6
 
 
 def test_tokens_of_a_text_name_their_characters(live: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from server.api.schemas import GenerateParameters
 from server.protocol import MAX_HEAD_BYTES
 from tests.server.api.test_parameters import FLOAT_FIELDS, INT_FIELDS
 from tests.server.fake_engine import INFO
-from tests.server.live import Live
+from tests.server.live import Live, hostile_tokenizer, serve
 
 ROOM = 512 - 1  # for one token of prompt
 
@@ -180,3 +181,45 @@ def test_while_a_long_text_is_cut_another_stream_goes_on(
         may_go_on.set()
         sender.join()
     assert statuses == [200]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """With a tokenizer that takes minutes over a thousand times "a", and panics at a hundred times "b"."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with serve(tokenizer=hostile_tokenizer(folder, "a+a+a+!|(b|bb)+!")) as live:
+        yield live
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/tokenize"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" * 1000, "inputs takes the model's tokenizer more than 0.3 s of"),
+        ("b" * 100, "inputs cannot be cut"),
+    ],
+    ids=["endless", "panic"],
+)
+def test_a_tokenizer_that_fails_costs_its_text_a_422_and_the_others_nothing(
+    path: str, text: str, message: str, hostile: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.text.tokenizer.max_cpu_s", lambda text: 0.3)
+    threads: list[str] = []
+    real = hostile.tokenizer._encode
+
+    def encode(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(hostile.tokenizer, "_encode", encode)
+    answers: list[Any] = []
+    sender = threading.Thread(target=lambda: answers.append(hostile.http.post(path, json={"inputs": text})))
+    sender.start()
+    events = hostile.stream([120], max_new_tokens=50)
+    sender.join()
+    assert len(events) == 50
+    [answer] = answers
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation"), answer.text
+    assert answer.json()["error"].startswith(message)
+    assert hostile.generate("x", max_new_tokens=1).status_code == 200
+    assert threads == ["AnyIO worker thread"] * 2  # a short body's work is done on the event loop elsewhere

@@ -276,7 +276,7 @@ def test_a_template_that_cannot_be_read_is_named_in_one_line(
 
 def test_a_process_that_hangs_without_working_is_ended(load: Callable[..., ChatTemplate]) -> None:
     template = load("ok", max_wall_s=3.0)
-    process = template._process
+    process = template._helper.process
     assert process is not None
     os.kill(process.pid, 19)  # SIGSTOP
     with pytest.raises(ChatTemplateError, match=r"takes more than 3 s$"):
@@ -286,7 +286,7 @@ def test_a_process_that_hangs_without_working_is_ended(load: Callable[..., ChatT
 
 def test_a_process_that_died_meanwhile_costs_no_rendering(load: Callable[..., ChatTemplate]) -> None:
     template = load("ok")
-    process = template._process
+    process = template._helper.process
     assert process is not None
     process.kill()
     process.wait()
@@ -326,7 +326,7 @@ def test_the_renderer_can_open_no_file_even_outside_the_sandbox() -> None:
 
 def test_the_process_ends_with_its_parents_pipe(load: Callable[..., ChatTemplate]) -> None:
     template = load("ok")
-    process = template._process
+    process = template._helper.process
     assert process is not None
     assert process.stdin is not None
     process.stdin.close()
