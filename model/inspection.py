@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from model.folder import find_file, read_json
 from model.interface import FolderReport
 from model.loader import ModelFolder, open_folder
 
+# Patterns, as the front looks for these files.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model*", "vocab.json", "*.tiktoken")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
-MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja", "chat_template.json")
 CODE = ("modeling_", "configuration_", "tokenization_")  # files that `auto_map` would name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -64,9 +63,13 @@ def _parts(decoder: Decoder) -> Counter[str]:
 
 
 def _has_chat_template(path: Path) -> bool:
-    if any(find_file(path, name) for name in TEMPLATES) or any(path.glob(MORE_TEMPLATES)):
+    if _has_any(path, TEMPLATES):
         return True
     return bool((read_json(path, "tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _has_any(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(find_file(path, file.relative_to(path).as_posix()) for p in patterns for file in path.glob(p))
 
 
 def _unusual(folder: ModelFolder) -> Iterator[str]:
@@ -92,7 +95,7 @@ def _unusual(folder: ModelFolder) -> Iterator[str]:
         yield "float16 is converted to float32, which takes twice the memory, unless dtype is bfloat16"
     if not folder.end_token_ids:
         yield "it has no end token: answers end by their length or a stop string"
-    if not any(find_file(path, n) for n in names if any(fnmatch(n, each) for each in TOKENIZERS)):
+    if not _has_any(path, TOKENIZERS):
         yield "it has no tokenizer"
     yield from _wrong_total(folder)
 
