@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.text.helper import Helper
-from server.text.links import stay_inside
+from server.text.links import read_inside
 from server.text.tokenizer_config import read_json
 
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -175,10 +175,7 @@ class ChatTemplate:
 
 def _read_text(path: Path, folder: Path) -> str:
     try:
-        target = stay_inside(path, folder)
-        if (size := path.stat().st_size) > _MAX_SOURCE_BYTES:
-            raise ValueError(f"it has {size} bytes, at most {_MAX_SOURCE_BYTES} are read")
-        return target.read_text(encoding="utf-8")
+        return read_inside(path, folder, _MAX_SOURCE_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
 

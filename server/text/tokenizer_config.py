@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from server.text.links import stay_inside
+from server.text.links import read_inside
 
 ROLES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -118,12 +118,14 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object from a file; raises `ValueError` naming the file and the cause."""
     try:
-        target = stay_inside(path)
+        content = read_inside(path)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error  # in the loader's words
+    except OSError as error:
+        raise ValueError(f"cannot load {path}: {error}") from error
     try:
-        data = json.loads(target.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot load {path}: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"cannot load {path}: it must hold an object, not a {type(data).__name__}")

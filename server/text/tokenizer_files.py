@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from server.text.encoder import ANY_TEXT, is_tame
-from server.text.links import stay_inside
+from server.text.links import read_inside
 from server.text.sentencepiece_model import SPACES_PATTERN, merges_of
 from server.text.sentencepiece_model import Model as SentencePieceModel
 from server.text.sentencepiece_model import build as build_sentencepiece
@@ -125,7 +125,7 @@ def _find(folder: Path, config: TokenizerConfig) -> tuple[Path, _Reader]:
 
 
 def _read(path: Path) -> bytes:
-    data = stay_inside(path).read_bytes()
+    data = read_inside(path)
     if data.startswith(_GIT_LFS):
         raise ValueError("it is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
     return data
@@ -160,7 +160,11 @@ def _read_tiktoken(path: Path, config: TokenizerConfig) -> tokenizers.Tokenizer:
 
 def _read_vocabulary(path: Path, config: TokenizerConfig) -> tokenizers.Tokenizer:
     vocab = json.loads(_read(path))
-    merges = list(_merges(_read(path.with_name("merges.txt")).decode("utf-8")))
+    try:
+        beside = _read(path.with_name("merges.txt"))
+    except ValueError as error:
+        raise ValueError(f"merges.txt {error}") from error
+    merges = list(_merges(beside.decode("utf-8")))
     if config.kind == "OpenAIGPTTokenizer":
         model = models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>", fuse_unk=False)
         backend = tokenizers.Tokenizer(model)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from model.folder import LoadError, find_file
+from model.folder import MAX_JSON_BYTES, LoadError, find_file
 from server.generation_config import read_generation_defaults
 from server.text.chat_template import find_templates
-from server.text.links import stay_inside
+from server.text.links import MAX_FILE_BYTES, stay_inside
 from server.text.tokenizer_config import read_tokenizer_config
 from server.text.tokenizer_files import load_backend
 
@@ -40,6 +41,40 @@ def test_a_link_that_leads_out_is_refused(
     path.symlink_to(tmp_path / "outside")
     with pytest.raises(ValueError, match=f"{path.name}: .*is a link that leads out of the model's folder"):
         read(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("name", "content", "read"), READERS.values(), ids=READERS)
+def test_a_file_that_is_too_long_is_refused_and_not_held(
+    name: str, content: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 10**12)  # more than a machine has
+    with pytest.raises(ValueError, match=rf"{path.name}: has 1000000000000 bytes, must be at most \d+$"):
+        read(tmp_path)
+
+
+def test_merges_and_sentencepiece_are_read_within_the_limit_too(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
+    for name, other in (("merges.txt", "vocab.json"), ("tokenizer.model", None)):
+        if other is not None:
+            (tmp_path / "model" / other).write_text("{}")
+        (tmp_path / "model" / name).touch()
+        os.truncate(tmp_path / "model" / name, 10**12)
+        with pytest.raises(ValueError, match=rf"{name}.* has 1000000000000 bytes, must be at most"):
+            load_backend(tmp_path / "model")
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    os.mkfifo(tmp_path / "merges.txt")
+    with pytest.raises(ValueError, match=r"merges\.txt is no regular file$"):
+        load_backend(tmp_path)
+
+
+def test_the_limit_is_the_loader_s() -> None:
+    assert MAX_FILE_BYTES == MAX_JSON_BYTES
 
 
 def test_a_hub_s_cache_is_read_through_its_links(tmp_path: Path) -> None:
