@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from model.folder import LoadError, find_file, read_json, what_it_is
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# As `save_pretrained(variant="fp16")` writes, and as its shards were called before.
+_VARIANT = re.compile(r"model(?:-\d+-of-\d+)?\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
 PIECE_BYTES = 2**20  # is read and hashed in one go, while a core's own cache holds it
 
 _DTYPES = {
@@ -196,6 +199,8 @@ def _why_there_is_none(folder: Path) -> str:
         ((".safetensors",), "does not stand for the model without an index"),
     ):
         if found := [name for name in names if name.endswith(endings)]:
+            if variant := _VARIANT.fullmatch(found[0]):
+                what = f"is of the variant {variant[1]!r:.50}; the model itself must be in {WEIGHTS}"
             return f"there is no such file; {found[0][:100]!r} {what}"
     return "there is no such file"
 

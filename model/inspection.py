@@ -93,6 +93,8 @@ def _unusual(folder: ModelFolder) -> Iterator[str]:
         yield f"its weights are of several formats: {', '.join(sorted(map(_name, used)))}"
     if torch.float16 in used:
         yield "float16 is converted to float32, which takes twice the memory, unless dtype is bfloat16"
+    if torch.float64 in used:
+        yield "float64 is rounded to what is served, float32 at most"
     if not folder.end_token_ids:
         yield "it has no end token: answers end by their length or a stop string"
     if not _has_any(path, TOKENIZERS):

@@ -29,7 +29,7 @@ from model.parameters import Parameters, Source, without_memory
 from model.quantization import Scheme, scheme_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STORED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+STORED_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 # The files beside the weights that decide an answer.
 DECIDING_FILES = (
     "config.json",

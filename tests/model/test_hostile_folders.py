@@ -213,6 +213,23 @@ WEIGHTS_FILES: dict[str, tuple[Spoil, str]] = {
     ),
     "GGUF alone": (rename(WEIGHTS, "model.gguf"), "'model.gguf' is of a format that is not supported"),
     "another name": (rename(WEIGHTS, "a.safetensors"), "'a.safetensors' does not stand for the model"),
+    "a variant": (
+        rename(WEIGHTS, "model.fp16.safetensors"),
+        f"'model.fp16.safetensors' is of the variant 'fp16'; the model itself must be in {WEIGHTS}",
+    ),
+    "a variant's shard": (
+        rename(WEIGHTS, "model.fp16-00001-of-00002.safetensors"),
+        "'model.fp16-00001-of-00002.safetensors' is of the variant 'fp16'",
+    ),
+    "an older variant's shard": (
+        rename(WEIGHTS, "model-00001-of-00002.fp16.safetensors"),
+        "'model-00001-of-00002.fp16.safetensors' is of the variant 'fp16'",
+    ),
+    "a shard without its index": (rename(WEIGHTS, FIRST), f"'{FIRST}' does not stand for the model"),
+    "float64 beyond float32": (
+        change_tensors(lambda t: t.update({BIAS: torch.full((32,), 1e300, dtype=torch.float64)})),
+        f"{WEIGHTS}: tensor '{BIAS}' holds NaN or infinity",
+    ),
     "a pickle by that name": (write(WEIGHTS, b"PK\x03\x04" + b"x" * 99), f"{WEIGHTS}: is a pickle"),
     "truncated": (cut_weights, f"{WEIGHTS}: is no whole safetensors file"),
     "longer": (lengthen(WEIGHTS, 10**7), f"{WEIGHTS}: is no whole safetensors file"),
@@ -243,7 +260,7 @@ WEIGHTS_FILES: dict[str, tuple[Spoil, str]] = {
     "unknown dtype": (change_header(lambda h: h[BIAS].update(dtype="F31")), f"{WEIGHTS}: is no whole"),
     "same bytes, another dtype": (
         change_header(lambda h: h[BIAS].update(dtype="I32")),
-        f"{WEIGHTS}: tensor '{BIAS}' is of int32, must be one of F32, BF16, F16",
+        f"{WEIGHTS}: tensor '{BIAS}' is of int32, must be one of F32, BF16, F16, F64",
     ),
     "same bytes, another shape": (
         change_header(lambda h: h[BIAS].update(shape=[2, 16])),
@@ -267,7 +284,7 @@ WEIGHTS_FILES: dict[str, tuple[Spoil, str]] = {
     ),
     "integers": (
         change_tensors(lambda t: t.update({"embedding.weight": torch.zeros(300, 32, dtype=torch.int64)})),
-        "tensor 'embedding.weight' is of int64, must be one of F32, BF16, F16",
+        "tensor 'embedding.weight' is of int64, must be one of F32, BF16, F16, F64",
     ),
     "eight-bit floats": (
         change_tensors(lambda t: t.update({BIAS: torch.zeros(32).to(torch.float8_e4m3fn)})),

@@ -46,6 +46,17 @@ def test_auto_keeps_the_stored_dtype_and_others_convert(tmp_path: Path) -> None:
     assert load(open_folder(tmp_path, "float32")).decoder.embedding.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_float64_is_served_as_the_float32_that_it_is_rounded_to(folder: Path, quantize: str) -> None:
+    expected = load(open_folder(folder, quantize=quantize)).decoder.state_dict()
+    save_file({name: t.double() for name, t in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+    loaded = load(open_folder(folder, quantize=quantize)).decoder.state_dict()
+    assert loaded.keys() == expected.keys()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-6)
+
+
 def test_parameters_are_counted_once(folder: Path) -> None:
     num_parameters = count_parameters(load(open_folder(folder)).decoder)
     assert num_parameters == sum(t.numel() for t in load_file(folder / WEIGHTS).values())
@@ -82,6 +93,26 @@ def test_loading_takes_the_weights_and_one_tensor_at_most(
     largest = max(tensor.num_bytes for tensor in folder.checkpoint.tensors)
     scalars = 1000  # the bounds by which NaN is found
     assert live.peak <= weights + scalars + (0 if folder.dtype == stored else largest)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "is_sharded"), [("int8", False), ("int4", False), ("none", True), ("int8", True)]
+)
+def test_loading_shards_or_in_fewer_bits_takes_no_more(
+    tmp_path: Path, quantize: str, is_sharded: bool
+) -> None:
+    """What is quantized is so 256 rows at a time, for which some dozens of bytes a number are room enough."""
+    write_folder(tmp_path, vocab_size=40_000)
+    if is_sharded:
+        shard(tmp_path)
+    folder = open_folder(tmp_path, quantize=quantize)
+    with LiveBytes() as live:
+        decoder = load(folder).decoder
+    weights = sum(parameter.nbytes for parameter in decoder.parameters())
+    largest = max(tensor.num_bytes for tensor in folder.checkpoint.tensors)
+    rows = 0 if quantize == "none" else 256 * 48 * 32
+    assert rows < largest / 10
+    assert live.peak <= weights + 1000 + (0 if quantize == "none" else largest + rows)
 
 
 def test_a_tensor_of_many_pieces_is_read_whole(tmp_path: Path) -> None:
