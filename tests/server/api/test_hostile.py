@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -108,10 +109,38 @@ def test_what_is_no_number_is_a_422_that_names_its_field(name: str, literal: str
     assert_refused(live, name, literal)
 
 
-@pytest.mark.parametrize("name", [*INT_FIELDS, *FLOAT_FIELDS])
+@pytest.mark.parametrize("literal", [*NO_NUMBERS, "null", "-100.0001", "101", str(10**400), "1.7e308"])
+def test_what_is_no_bias_is_a_422_that_names_its_field(literal: str, live: Live) -> None:
+    status, answer = send(live, "logit_bias", f'{{"7": {literal}}}')
+    assert (status, answer["error_type"]) == (422, "validation"), answer
+    assert answer["error"].startswith('parameters.logit_bias["7"] is ')
+    assert len(answer["error"]) < 300
+    assert not live.engine.requests
+
+
+@pytest.mark.parametrize("key", [*map(str, INTEGERS), *NO_INTEGERS, "NaN", "", " 1", "07", "\u0661"])
+def test_what_is_no_id_of_a_bias_is_a_422(key: str, live: Live) -> None:
+    is_valid = key.isdecimal() and key.isascii() and int(key) < INFO.vocab_size and str(int(key)) == key
+    status, answer = send(live, "logit_bias", json.dumps({key: 1}))
+    assert status == (200 if is_valid else 422), answer
+    assert is_valid or answer["error"].startswith("parameters.logit_bias")
+
+
+@pytest.mark.parametrize(
+    "literal", [*(str(value) for value in INTEGERS if not 0 <= value < INFO.vocab_size), *NO_INTEGERS, "null"]
+)
+def test_what_is_no_end_token_is_a_422(literal: str, live: Live) -> None:
+    status, answer = send(live, "stop_token_ids", f"[97, {literal}]")
+    assert (status, answer["error_type"]) == (422, "validation"), answer
+    assert answer["error"].startswith("parameters.stop_token_ids[1] is ")
+    assert not live.engine.requests
+
+
+@pytest.mark.parametrize("name", [*INT_FIELDS, *FLOAT_FIELDS, "logit_bias", "stop_token_ids"])
 @pytest.mark.parametrize("literal", NO_JSON)
 def test_what_is_no_json_is_a_400_wherever_it_stands(name: str, literal: str, live: Live) -> None:
-    status, answer = send(live, name, literal)
+    inside = {"logit_bias": f'{{"7": {literal}}}', "stop_token_ids": f"[{literal}]"}
+    status, answer = send(live, name, inside.get(name, literal))
     assert (status, answer["error_type"]) == (400, "bad_request")
     assert not live.engine.requests
 
