@@ -42,13 +42,13 @@ class Watchdog:
         self._clock = clock
         self._looked_s = clock()
         self._last_beat_s = 0.0
-        self._silent_s = 0.0
+        self.silent_s = 0.0  # at the last look
         self._cpu_s: float | None = None  # at the last look, if it was silent then
 
     def rest(self) -> None:
         """A worker without work may be silent."""
         self._looked_s = self._clock()
-        self._silent_s, self._cpu_s = 0.0, None
+        self.silent_s, self._cpu_s = 0.0, None
 
     def is_overdue(self, last_beat_s: float, limit_s: float) -> bool:
         """Whether it should have beaten within the last `limit_s`. To be asked every `LOOK_S`."""
@@ -59,8 +59,8 @@ class Watchdog:
         now_s = self._clock()
         passed_s = min(now_s - self._looked_s, 2 * LOOK_S)  # more: we were held up, and so may it have been
         self._looked_s = now_s
-        self._silent_s += self._inexcusable_s(passed_s)
-        return self._silent_s > limit_s
+        self.silent_s += self._inexcusable_s(passed_s)
+        return self.silent_s > limit_s
 
     def _inexcusable_s(self, passed_s: float) -> float:
         now, before_s = self._observe(), self._cpu_s

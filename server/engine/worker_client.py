@@ -54,8 +54,7 @@ class WorkerClient:
         self._past = EngineStats()  # what the workers before this one had counted
         self._speed = Speed()
         self._streams: dict[int, TokenStream] = {}
-        # Those of them that the worker does not have: their readers are behind.
-        self._paused: set[int] = set()
+        self._paused: set[int] = set()  # those of them that the worker does not have: their readers are behind
         self._quarantine = Quarantine()
         self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0
@@ -77,11 +76,13 @@ class WorkerClient:
         return msgspec.structs.replace(now, num_waiting=now.num_waiting + len(self._paused))
 
     def status(self) -> EngineStatus:
-        """What is known here; the worker is not asked."""
-        is_live = self._state in ("loading", "ready", "restarting")
-        is_ready = self._state == "ready" and not self._is_draining
-        reason = "draining" if is_live and self._is_draining else self._state
-        return EngineStatus(is_live=is_live, is_ready=is_ready, reason=reason)
+        """What is known here; the worker is not asked. Silent is one that may soon be found to hang."""
+        is_live, reason = self._state in ("loading", "ready", "restarting"), self._state
+        if reason == "ready" and self._watchdog.silent_s > self.patience.watchdog_s / 2:
+            reason = "silent"
+        if is_live and self._is_draining:
+            reason = "draining"
+        return EngineStatus(is_live=is_live, is_ready=reason == "ready", reason=reason)
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Start a generation, or refuse it at once."""
@@ -89,16 +90,14 @@ class WorkerClient:
 
     def submit_choices(self, request: GenerationRequest, num_choices: int) -> list[TokenStream]:
         """Start so many answers to one prompt, or refuse all of them at once."""
-        status = self.status()
-        if not status.is_ready:
-            raise EngineUnavailable(f"the server cannot take requests: {status.reason}", retry_after_s=2.0)
-        if len(self._streams) + num_choices > self.max_live:
-            num_outstanding = sum(stream.num_outstanding for stream in self._streams.values())
-            raise EngineOverloaded(
-                f"the queue is full: {len(self._streams)} requests are running or waiting, "
-                f"the limit is {self.max_live}",
-                retry_after_s=self._speed.seconds_for(num_outstanding / max(1, len(self._streams))),
-            )
+        reason = self.status().reason
+        if reason not in ("ready", "silent"):  # should it hang, the next worker serves this, too
+            raise EngineUnavailable(f"the server cannot take requests: {reason}", retry_after_s=2.0)
+        num_live = len(self._streams)
+        if num_live + num_choices > self.max_live:
+            left = sum(stream.num_outstanding for stream in self._streams.values()) / max(1, num_live)
+            why = f"the queue is full: {num_live} requests are running or waiting, the limit is {self.max_live}"
+            raise EngineOverloaded(why, retry_after_s=self._speed.seconds_for(left))
         return [self._submit(its_request) for its_request in choices_of(request, num_choices)]
 
     async def start(self) -> None:
@@ -157,6 +156,7 @@ class WorkerClient:
 
     async def _start_worker(self) -> None:
         self._worker = WorkerProcess(self.config, self.worker_module)  # at once ours to end, whatever comes
+        self._watchdog = Watchdog(partial(activity_of, self._worker.pid))
         await self._worker.connect()
 
     async def _supervise(self) -> None:
@@ -177,15 +177,14 @@ class WorkerClient:
 
     async def _watch(self) -> None:
         """Kill a worker that is silent over its work. Its end of the socket closes, and the rest follows."""
-        watchdog = Watchdog(partial(activity_of, self._worker.pid))
         while True:
             await asyncio.sleep(LOOK_S)
             if not self._streams:
                 give_back_memory()
             limit_s = self.patience.watchdog_s if self._state == "ready" else _LOAD_SILENCE_S
             if self._state == "ready" and len(self._streams) == len(self._paused):
-                watchdog.rest()
-            elif watchdog.is_overdue(self._worker.heartbeat.last_beat_s(), limit_s):
+                self._watchdog.rest()
+            elif self._watchdog.is_overdue(self._worker.heartbeat.last_beat_s(), limit_s):
                 logger.error("the engine worker has been silent for over %g s: it is killed", limit_s)
                 self._worker.kill()
                 return
@@ -236,6 +235,7 @@ class WorkerClient:
         if self._state == "restarting":
             logger.info("the engine is back; streams under way: %d", len(self._streams))
         self._state = "ready"
+        self._watchdog.rest()
         for sequence_id, stream in self._streams.items():
             if sequence_id not in self._quarantine and sequence_id not in self._paused:
                 self._hand_over(sequence_id, stream)

@@ -335,12 +335,16 @@ def test_a_paused_stream_that_is_closed_is_gone(folder: Path) -> None:
 
 def test_a_worker_that_hangs_over_work_is_replaced(folder: Path) -> None:
     async def scenario() -> None:
-        async with ready_client(folder, patience=Patience(watchdog_s=0.5)) as client:
+        async with ready_client(folder, patience=Patience(watchdog_s=2.0)) as client:
             expected = bits(await collect(client.submit(request(max_new_tokens=300))))
             stream = client.submit(request(max_new_tokens=300))
             await until(lambda: len(stream.token_ids) > 10)
             os.kill(client.worker_pid, signal.SIGSTOP)
+            await until(lambda: not client.status().is_ready)
+            assert (client.status().reason, client.status().is_live) == ("silent", True)
+            late = client.submit(request(max_new_tokens=300))
             assert bits(await collect(stream)) == expected
+            assert bits(await collect(late)) == expected
             assert client.stats().num_restarts == 1
 
     run(scenario)
