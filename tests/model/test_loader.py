@@ -35,6 +35,16 @@ def test_a_folder_gives_the_decoder_that_was_saved(tmp_path: Path, is_tied: bool
     assert not any(parameter.requires_grad for parameter in loaded.decoder.parameters())
 
 
+@pytest.mark.parametrize("length", [0x1_0280, 0x1_0480, 0x1_3C20], ids=hex)
+def test_a_header_is_known_whatever_its_length_looks_like(folder: Path, length: int) -> None:
+    """These begin as a pickle does, or a page of HTML."""
+    content = (folder / WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = length.to_bytes(8, "little") + content[8:end].ljust(length)
+    (folder / WEIGHTS).write_bytes(header + content[end:])
+    assert open_folder(folder).end_token_ids == (0, 2)
+
+
 def test_an_end_token_beyond_the_vocabulary_is_none(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 50256]}')
     assert open_folder(folder).end_token_ids == (2,)
