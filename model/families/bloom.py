@@ -29,11 +29,15 @@ class FIELDS(ConfigJson, frozen=True, kw_only=True):
     tie_word_embeddings: bool = True
 
 
-FIXED: dict[str, object] = {"apply_residual_connection_post_layernorm": False, "n_inner": None}
+FIXED: dict[str, object] = {
+    "apply_residual_connection_post_layernorm": False,
+    "n_inner": None,
+    "slow_but_exact": False,  # with `pretraining_tp` above 1, `transformers` then leaves out biases
+}
 # How the first writers computed: `transformers` does not read them.
 HARMLESS = frozenset(
     {"attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi"}
-    | {"skip_bias_add", "skip_bias_add_qkv", "slow_but_exact"}
+    | {"skip_bias_add", "skip_bias_add_qkv"}
 )
 
 TENSORS: dict[str, Place] = {

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import no_init_weights
 
 from tests.model.families import gpts, llamas
-from tests.model.families.drawing import Draw, Fields
+from tests.model.families.drawing import Draw, Fields, traits
 
 FAMILIES: dict[str, Callable[[Draw], Fields]] = {
     "openai-gpt": gpts.openai_gpt,
@@ -44,22 +45,51 @@ FAMILIES: dict[str, Callable[[Draw], Fields]] = {
     "stablelm": llamas.stablelm,
     "starcoder2": llamas.starcoder2,
 }
+MIN_CONFIGURATIONS = 3  # one for each dtype
+
+
+def configuration(model_type: str, fields: Fields) -> Any:
+    """As `transformers` has it."""
+    return AutoConfig.for_model(model_type, **{"bos_token_id": 1, "eos_token_id": 2} | fields)
 
 
 @st.composite
 def configurations(draw: Draw, model_type: str) -> Any:
     """A configuration of this family, small."""
-    tokens = {"bos_token_id": 1, "eos_token_id": 2}
-    return AutoConfig.for_model(model_type, **tokens | FAMILIES[model_type](draw))
+    return configuration(model_type, FAMILIES[model_type](draw))
+
+
+def varied(model_type: str) -> list[Any]:
+    """A few configurations of this family, the same each time: each trait of many draws is among them."""
+    drawn: list[Fields] = []
+
+    @given(st.composite(FAMILIES[model_type])())
+    @settings(max_examples=60, phases=[Phase.generate], database=None)
+    def keep(fields: Fields) -> None:
+        drawn.append(fields)
+
+    keep()
+    missing = set().union(*map(traits, drawn))
+    chosen: list[Fields] = []
+    while missing or len(chosen) < MIN_CONFIGURATIONS:
+        chosen.append(max(drawn, key=lambda fields: len(traits(fields) & missing)))
+        drawn.remove(chosen[-1])
+        missing -= traits(chosen[-1])
+    return [configuration(model_type, fields) for fields in chosen]
+
+
+def new_model(config: Any) -> Any:
+    """The model of `transformers`, without weights yet."""
+    # The plain attention, but for Falcon, where it adds ALiBi's bias twice.
+    attention = "sdpa" if config.model_type == "falcon" else "eager"
+    with no_init_weights():
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def random_model(config: Any, dtype: torch.dtype, seed: int) -> Any:
     """The model of `transformers`, its weights neither tiny nor alike, and each one that `dtype` has."""
     generator = torch.Generator().manual_seed(seed)
-    # The plain attention, but for Falcon, where it adds ALiBi's bias twice.
-    attention = "sdpa" if config.model_type == "falcon" else "eager"
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model = new_model(config)
     for name, parameter in model.named_parameters():
         spread = 0.3 if parameter.dim() == 1 or "norm" in name else 1.5 * parameter.shape[-1] ** -0.5
         is_norm = name.endswith("weight") and ("norm" in name or "ln_" in name)
@@ -71,7 +101,7 @@ def random_model(config: Any, dtype: torch.dtype, seed: int) -> Any:
     return model.requires_grad_(False)
 
 
-def save(model: Any, folder: Path, dtype: torch.dtype) -> None:
-    """A folder as `transformers` writes it, its tensors in `dtype`."""
+def save(model: Any, folder: Path, dtype: torch.dtype, max_shard_size: int = 5 * 10**9) -> None:
+    """A folder as `transformers` writes it, its tensors in `dtype`, its files of so many bytes at most."""
     # A copy: `to` rounds the frequencies of rotary positions as well.
-    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)

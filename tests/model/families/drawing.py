@@ -100,3 +100,20 @@ def layer_types(draw: Draw, num_layers: int) -> Fields:
     kinds = st.sampled_from(["full_attention", "sliding_attention"])
     types = draw(st.none() | st.lists(kinds, min_size=num_layers, max_size=num_layers))
     return {} if types is None else {"layer_types": types}
+
+
+def traits(c: Fields) -> set[tuple[str, object]]:
+    """What drawn fields have of what is to be compared: flags, names, a kind of scaling, shared keys."""
+    found: set[tuple[str, object]] = set()
+    for name, value in c.items():
+        if name == "text_config":
+            found |= traits(value)
+        elif name == "rope_scaling":
+            found.add((name, value and value.get("rope_type", value.get("type"))))
+        elif name == "layer_types":
+            found.add((name, frozenset(value)))
+        elif name in ("num_key_value_heads", "num_kv_heads"):
+            found.add((name, (value == 1, value == c["num_attention_heads"])))
+        elif value is None or isinstance(value, bool | str):
+            found.add((name, value))
+    return found

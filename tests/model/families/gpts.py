@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.model.families.drawing import (
     ACTIVATIONS,
+    ALL_KINDS,
     EPSILONS,
     MAX_POSITIONS,
     THETAS,
@@ -78,7 +79,7 @@ def gpt_neox(draw: Draw) -> Fields:
     c["rotary_emb_base"] = c.pop("rope_theta")
     partial(draw, c, "rotary_pct", head_dim)
     pairs = int(head_dim * c["rotary_pct"]) // 2
-    c["rope_scaling"] = rope_scaling(draw, pairs, ("linear", "dynamic", "yarn"))
+    c["rope_scaling"] = rope_scaling(draw, pairs, ALL_KINDS)
     return c | fields(
         draw,
         hidden_act=ACTIVATIONS,
@@ -126,6 +127,6 @@ def falcon(draw: Draw) -> Fields:
             **TIED,
         ),
     }
-    if not is_alibi and (scaling := rope_scaling(draw, head_dim // 2, ("linear", "dynamic", "yarn"))):
+    if not is_alibi and (scaling := rope_scaling(draw, head_dim // 2, ALL_KINDS)):
         c["rope_scaling"] = scaling
     return c

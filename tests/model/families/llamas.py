@@ -111,7 +111,7 @@ def phi(draw: Draw) -> Fields:
     head_dim = c["hidden_size"] // c["num_attention_heads"]
     partial(draw, c, "partial_rotary_factor", head_dim)
     pairs = round(head_dim * c["partial_rotary_factor"]) // 2
-    if scaling := rope_scaling(draw, pairs, ("linear", "dynamic", "yarn")):
+    if scaling := rope_scaling(draw, pairs, ALL_KINDS):
         c["rope_scaling"] = scaling
     return c
 
@@ -141,15 +141,17 @@ def stablelm(draw: Draw) -> Fields:
         qk_layernorm=st.booleans(),
         use_parallel_residual=st.booleans(),
     )
-    partial(draw, c, "partial_rotary_factor", c["hidden_size"] // c["num_attention_heads"])
-    return c
+    head_dim = c["hidden_size"] // c["num_attention_heads"]
+    partial(draw, c, "partial_rotary_factor", head_dim)
+    pairs = int(head_dim * c["partial_rotary_factor"]) // 2
+    return c | {"rope_scaling": rope_scaling(draw, pairs, ALL_KINDS)}
 
 
 def olmo2(draw: Draw) -> Fields:
     c = llama_like(
         draw, kinds=(), hidden_act=ACTIVATIONS, rms_norm_eps=EPSILONS, attention_bias=st.booleans()
     )
-    kind = draw(st.sampled_from([None, "linear", "dynamic"]))
+    kind = draw(st.sampled_from([None, "linear", "dynamic"]))  # `transformers` takes no other
     return c | ({"rope_scaling": {"type": kind, "factor": 2.0}} if kind else {})
 
 
@@ -158,8 +160,8 @@ def granite(draw: Draw) -> Fields:
     return llama_like(
         draw, hidden_act=ACTIVATIONS, rms_norm_eps=EPSILONS,
         attention_bias=st.booleans(), mlp_bias=st.booleans(),
-        embedding_multiplier=some, logits_scaling=some, residual_multiplier=some,
-        attention_multiplier=st.sampled_from([1.0, 0.1]),
+        embedding_multiplier=some, logits_scaling=some, attention_multiplier=st.sampled_from([1.0, 0.1]),
+        residual_multiplier=st.sampled_from([1.0, 0.3, 1.5]),
     )  # fmt: skip
 
 

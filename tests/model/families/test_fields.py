@@ -8,13 +8,17 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from transformers import AutoConfig
+from transformers.activations import ACT2FN
 
 from model.config import DecoderConfig
 from model.families import Family, family_of, known_families
-from model.families._fields import FIXED, HARMLESS
-from tests.model.families.checkpoints import FAMILIES, configurations
+from model.families._fields import ACTIVATIONS, FIXED, HARMLESS
+from model.feed_forward import ACTIVATIONS as FORMULAS
+from tests.model.decoders import random_ids
+from tests.model.families.checkpoints import FAMILIES, configurations, new_model, random_model, varied
 
 Json = dict[str, Any]
 EACH_FAMILY = pytest.mark.parametrize("model_type", FAMILIES)
@@ -99,6 +103,37 @@ def test_every_field_does_something_or_is_refused_or_is_harmless(model_type: str
             if came_to != "the same":
                 unheard.discard(name)
     assert not unheard
+
+
+# What transformers reads before it builds or runs a model, or makes of the answer; gemma3's other part.
+NOT_COMPARED = {
+    "auto_map", "cache_implementation", "dtype", "id2label", "label2id", "model_type", "num_labels",
+    "num_return_sequences", "output_attentions", "problem_type", "quantization_config", "return_dict",
+    "torch_dtype", "torchscript", "vision_config",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # those of transformers
+@EACH_FAMILY
+def test_what_is_harmless_changes_no_logits_of_transformers(model_type: str) -> None:
+    """All of it at once, whether the family's files have it or not."""
+    config = varied(model_type)[0]
+    model = random_model(config, torch.float32, seed=3)
+    changed = json.loads(config.to_json_string(use_diff=False))
+    for name in harmless(family_of(model_type)) - NOT_COMPARED:
+        present = changed.get(name)
+        changed[name] = 0.5 if isinstance(present, float) else unusual(present)
+    other = new_model(AutoConfig.for_model(**changed))
+    other.load_state_dict(model.state_dict())
+    ids = torch.tensor([random_ids(30, config.get_text_config().vocab_size, seed=1)])
+    with torch.inference_mode():
+        torch.testing.assert_close(other(ids).logits, model(ids).logits)
+
+
+def test_an_activation_is_the_one_that_transformers_has_under_its_name() -> None:
+    x = torch.linspace(-6.0, 6.0, 1000)
+    for name, ours in ACTIVATIONS.items():
+        torch.testing.assert_close(FORMULAS[ours](x), ACT2FN[name](x), msg=name)
 
 
 @EACH_FAMILY
