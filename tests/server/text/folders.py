@@ -162,12 +162,13 @@ def sentencepiece(model_type: str, kind: str, **options: Any) -> Builder:
     return build
 
 
-def gemma(data: Path, folder: Path) -> None:
-    sentencepiece(
+def gemma(**options: Any) -> Builder:
+    return sentencepiece(
         "bpe", "GemmaTokenizer", pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
         bos_piece="<bos>", add_dummy_prefix=False, remove_extra_whitespaces=False,
         normalization_rule_name="identity", user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n\n"],
-    )(data, folder)  # fmt: skip
+        **options,
+    )  # fmt: skip
 
 
 def with_decoder(model: Any, decoder: Any, pre_tokenizer: Any, trainer: Any) -> Builder:
@@ -221,7 +222,7 @@ BUILDERS: dict[str, Builder] = {
     "openai-gpt": openai_gpt,
     "llama of a small bpe": sentencepiece("bpe", "LlamaTokenizer"),
     "llama of a small unigram": sentencepiece("unigram", "LlamaTokenizer"),
-    "gemma": gemma,
+    "gemma": gemma(),
     "metaspace": with_decoder(
         models.Unigram, decoders.Metaspace(), pre_tokenizers.Metaspace(),
         trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"],
