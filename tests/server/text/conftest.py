@@ -1,4 +1,4 @@
-"""The four vocabularies on which decoding must be exact, each as a model folder and as the library has it."""
+"""The five vocabularies on which decoding must be exact, each as a model folder and as the library has it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import tokenizers
 
 from server.text.tokenizer import Tokenizer
+from server.text.tokenizer_files import load_backend
+from tests.server.text.folders import mistral
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -21,6 +23,11 @@ class Vocabulary:
     library: tokenizers.Tokenizer
     special_ids: tuple[int, ...] = field(repr=False)
     byte_ids: tuple[int, ...] = field(repr=False)  # the token of each byte
+
+    @property
+    def falls_back_to_bytes(self) -> bool:
+        """Whether bytes are tokens beside those of characters, as in SentencePiece."""
+        return self.name in ("phi-3", "mistral")
 
     def whole(self, ids: list[int]) -> str:
         """What the library makes of the ids at once."""
@@ -63,16 +70,24 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
     for name, source in sources.items():
         model_folder = tmp_path_factory.mktemp(name)
         (model_folder / "tokenizer.json").write_text(source, encoding="utf-8")
-        tokenizer = Tokenizer(model_folder)
-        ids = range(tokenizer.vocab_size)
-        result[name] = Vocabulary(
-            name,
-            tokenizer,
-            tokenizers.Tokenizer.from_str(source),
-            special_ids=tuple(i for i in ids if tokenizer.is_special(i)),
-            byte_ids=tuple(sorted((i for i in ids if is_one_byte(tokenizer, i)), key=tokenizer.piece)),
-        )
+        result[name] = vocabulary_of(name, model_folder, tokenizers.Tokenizer.from_str(source))
+    if folder.is_dir():
+        model_folder = tmp_path_factory.mktemp("mistral")
+        mistral()(folder.parent, model_folder)
+        result["mistral"] = vocabulary_of("mistral", model_folder, load_backend(model_folder)[0])
     return result
+
+
+def vocabulary_of(name: str, model_folder: Path, library: tokenizers.Tokenizer) -> Vocabulary:
+    tokenizer = Tokenizer(model_folder)
+    ids = range(tokenizer.vocab_size)
+    return Vocabulary(
+        name,
+        tokenizer,
+        library,
+        special_ids=tuple(i for i in ids if tokenizer.is_special(i)),
+        byte_ids=tuple(sorted((i for i in ids if is_one_byte(tokenizer, i)), key=tokenizer.piece)),
+    )
 
 
 def is_one_byte(tokenizer: Tokenizer, token_id: int) -> bool:
@@ -80,6 +95,6 @@ def is_one_byte(tokenizer: Tokenizer, token_id: int) -> bool:
     return isinstance(piece, bytes) and len(piece) == 1
 
 
-@pytest.fixture(params=["storyteller", "gpt2", "qwen2", "phi-3"])
+@pytest.fixture(params=["storyteller", "gpt2", "qwen2", "phi-3", "mistral"])
 def vocabulary(request: pytest.FixtureRequest, vocabularies: Vocabularies) -> Vocabulary:
     return vocabularies[request.param]
