@@ -54,7 +54,7 @@ class WorkerClient:
         self._past = EngineStats()  # what the workers before this one had counted
         self._speed = Speed()
         self._streams: dict[int, TokenStream] = {}
-        self._paused: set[int] = set()  # those of them that the worker does not have: their readers are behind
+        self._paused: set[int] = set()  # of them, those that the worker does not have: a reader is behind
         self._quarantine = Quarantine()
         self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0
@@ -96,7 +96,7 @@ class WorkerClient:
         num_live = len(self._streams)
         if num_live + num_choices > self.max_live:
             left = sum(stream.num_outstanding for stream in self._streams.values()) / max(1, num_live)
-            why = f"the queue is full: {num_live} requests are running or waiting, the limit is {self.max_live}"
+            why = f"the queue is full: {num_live} requests run or wait, the limit is {self.max_live}"
             raise EngineOverloaded(why, retry_after_s=self._speed.seconds_for(left))
         return [self._submit(its_request) for its_request in choices_of(request, num_choices)]
 
