@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from server.connection import Connection, access_log
 from server.errors import ApiError, BadRequest, HeadersTooLarge, RequestTimeout
 from server.metrics import OTHER_ROUTE, Metrics
+from server.parser import RequestParser
 from server.settings import Settings
 
 # The request line counts, too. The exact limit of the headers alone is the middleware's.
@@ -35,6 +36,7 @@ class BoundedProtocol(Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Await the first headers."""
         super().connection_made(transport)
+        self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]  # has all that uvicorn uses
         self._start_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -85,8 +87,9 @@ class BoundedProtocol(Connection):
         self._stop_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadline, and the parser, which holds us."""
         self._stop_deadline()
+        self.parser.close()
         super().connection_lost(exc)
 
     def close(self) -> None:
