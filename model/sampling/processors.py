@@ -28,6 +28,10 @@ class LogitsProcessor(Protocol):
         ...
 
 
+# Taken for a smaller penalty, too: it leaves all chance to the best of what was seen as well. A float32 over
+# this is a double; over less it may be infinite, and then no log-probability is a number.
+LEAST_PENALTY = 1e-200
+
 Observer = Callable[[LogitsProcessor, Tensor], None]
 
 
@@ -167,7 +171,7 @@ class RepetitionPenalty:
 
     def __call__(self, row: Tensor) -> Tensor:
         """logit / penalty if the logit is positive, else logit * penalty."""
-        penalty = self.penalty
+        penalty = max(self.penalty, LEAST_PENALTY)
         return _with(
             row, set(self.token_ids), lambda seen: np.where(seen > 0, seen / penalty, seen * penalty)
         )

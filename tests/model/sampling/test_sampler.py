@@ -183,6 +183,19 @@ def test_logprobs_are_finite_at_the_ends_of_float32() -> None:
             assert token.top == ((0, token.logprob), (2, token.logprob))
 
 
+@pytest.mark.parametrize("mode", ["raw", "processed"])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0])
+def test_the_least_repetition_penalty_leaves_the_best_of_what_was_seen(temperature: float, mode: str) -> None:
+    row = torch.tensor([9.0, 2.0, 3.0, 8.0, -1.0])
+    params = SamplingParams(temperature=temperature, repetition_penalty=5e-324, top_n_tokens=2, seed=1)
+    request = SampleRequest(
+        params=replace(params, logprobs_mode=mode), token_ids=[1, 2, 4], num_prompt_tokens=3
+    )
+    token = Sampler().sample_row(row, request)
+    assert token.token_id == 2
+    assert all(math.isfinite(logprob) for logprob in (token.logprob, *dict(token.top).values()))
+
+
 def test_digest_tells_rows_apart_and_not_copies() -> None:
     logits = random_logits(2, 64)
     other = logits[0].clone()
