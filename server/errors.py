@@ -101,7 +101,7 @@ class TooLarge(ApiError):
 
 
 class UnsupportedMediaType(ApiError):
-    """The body does not say that it is JSON."""
+    """The body does not say that it is JSON, or says that it is compressed."""
 
     status = 415
     error_type = "unsupported_media_type"

@@ -76,6 +76,14 @@ def test_another_content_type_is_a_415(media: str, live: Live) -> None:
     assert response.json()["error_type"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("BR", 415), ("identity", 200), ("", 200)])
+def test_a_compressed_body_is_a_415(coding: str, status: int, live: Live) -> None:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    response = live.http.post("/generate", content=b'{"inputs": "a"}', headers=headers)
+    assert response.status_code == status
+    assert status == 200 or "compressed" in response.json()["error"]
+
+
 @pytest.mark.parametrize("media", ["application/json; charset=utf-8", "Application/JSON"])
 def test_json_may_be_spelt_in_other_ways(media: str, live: Live) -> None:
     assert post(live, b'{"inputs": "a"}', media=media).status_code == 200
