@@ -134,6 +134,14 @@ class Settings(BaseSettings):
         """How many may be under way: running or waiting."""
         return self.max_num_seqs + self.max_waiting
 
+    @field_validator("model_dir", "host", mode="before")
+    @classmethod
+    def _refuse_emptiness(cls, value: object) -> object:
+        # A variable that is set to nothing, as composed files have it, would be here, or every address.
+        if value == "":
+            raise ValueError("it is empty; leave it out for its default")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:

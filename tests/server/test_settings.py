@@ -70,6 +70,15 @@ def test_keys_are_split_at_commas_and_never_shown(monkeypatch: pytest.MonkeyPatc
     assert "first" not in repr(settings)
 
 
+@pytest.mark.parametrize("name", ["model_dir", "host"])
+def test_what_is_set_to_nothing_is_neither_here_nor_every_address(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name.upper(), "")
+    with pytest.raises(SettingsError, match=f"setting {name}: it is empty"):
+        load_settings()
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1
