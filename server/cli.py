@@ -6,13 +6,13 @@ Decides what is built and in which order; what it is built from, settings.py say
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 import uvicorn
 
@@ -188,7 +188,7 @@ def generate(
 
 
 async def _generate(settings: Settings, folder: Path, body: dict[str, Any]) -> None:
-    wish = parse_body(GenerateBody, msgspec.json.encode(body))  # before a model is loaded for it
+    wish = parse_body(GenerateBody, json.dumps(body).encode())  # before a model is loaded for it
     client = worker_client(settings, folder)
     await client.start()
     try:

@@ -404,6 +404,7 @@ def test_a_folder_whose_text_cannot_be_served_ends_in_one_line(
         (["plan", "--kv-cache-tokens", "1000000000000"], "kv_cache_tokens is 1000000000000, which takes"),
         (["generate", "\udcff"], "the prompt is not valid UTF-8"),
         (["generate", "Once", "--temperature", "101"], "parameters.temperature is 101.0: it must be"),
+        (["generate", "Once", "--temperature", "nan"], "NaN, which is not a JSON number"),
         (["generate", ""], "inputs is empty"),
     ],
 )
