@@ -64,10 +64,16 @@ class Inside:
 def inside(config: WorkerConfig) -> Iterator[Inside]:
     """Loaded, and ended afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.engine.measurer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "server.engine.measurer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C on the terminal is ours to handle
     )
-    with process:  # closes its input, by which it ends
-        yield Inside(process, config)
+    with process:
+        try:
+            yield Inside(process, config)
+        finally:
+            process.kill()  # it may be in the middle of a load that nobody waits for
 
 
 class Served(msgspec.Struct, frozen=True):

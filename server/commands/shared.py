@@ -131,6 +131,7 @@ def ask_planner(question: str, config: WorkerConfig, answer: type[T]) -> T:
         input=msgspec.json.encode(config),
         stdout=subprocess.PIPE,
         check=False,
+        start_new_session=True,  # Ctrl-C on the terminal is ours to handle
     )
     if process.returncode == 2:
         fail(msgspec.json.decode(process.stdout, type=Refused).reason)

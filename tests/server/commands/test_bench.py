@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from server.commands.measured import engine_flags
+from server.commands.measured import engine_flags, inside
+from server.commands.shared import EMBEDDED_MODEL, worker_config
 from server.settings import load_settings
 from tests.whole import command
 
@@ -53,6 +57,21 @@ def test_what_cannot_be_measured_ends_in_one_line(arguments: tuple[str, ...], me
     assert ended.returncode == 2
     assert message in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_ctrl_c_on_the_terminal_does_not_reach_the_process_that_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would say so with a traceback. This one answers with its session.
+    program = tmp_path / "python"
+    answer = 'print(json.dumps({"type": "refused", "reason": str(os.getsid(0))}))'
+    program.write_text(f"#!{sys.executable}\nimport json, os\n{answer}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    config = worker_config(load_settings(), EMBEDDED_MODEL)
+    with pytest.raises(RuntimeError) as raised, inside(config):
+        pass
+    assert int(str(raised.value)) != os.getsid(0)
 
 
 def test_the_server_is_told_every_setting_of_the_engine() -> None:
