@@ -16,7 +16,7 @@ from torch import Tensor
 from model.interface import SampledToken, SampleRequest
 from model.sampling.philox import uniform
 from model.sampling.sampler import Sampler, SamplingError, digest, draw
-from model.sampling.sampling_params import SamplingParams
+from model.sampling.sampling_params import LogprobsMode, SamplingParams
 
 SAMPLER = Sampler()
 GREEDY = SamplingParams(temperature=0.0)
@@ -185,7 +185,9 @@ def test_logprobs_are_finite_at_the_ends_of_float32() -> None:
 
 @pytest.mark.parametrize("mode", ["raw", "processed"])
 @pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0])
-def test_the_least_repetition_penalty_leaves_the_best_of_what_was_seen(temperature: float, mode: str) -> None:
+def test_the_least_repetition_penalty_leaves_the_best_of_what_was_seen(
+    temperature: float, mode: LogprobsMode
+) -> None:
     row = torch.tensor([9.0, 2.0, 3.0, 8.0, -1.0])
     params = SamplingParams(temperature=temperature, repetition_penalty=5e-324, top_n_tokens=2, seed=1)
     request = SampleRequest(
