@@ -1,9 +1,10 @@
-"""What the machine has: cores, free memory, and what of it this process holds. Decides nothing with it."""
+"""What the machine has: cores, caches, free memory; what of it this process holds. Decides nothing by it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -18,6 +19,7 @@ _CGROUP_V1 = (
     "memory.usage_in_bytes",
     "total_inactive_file",
 )
+_OF_CACHE = ("level", "shared_cpu_list", "size")  # the last in KiB, as in "2048K"
 
 
 def num_cores() -> int:
@@ -44,6 +46,19 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), *cgroup_free_bytes(), 2**63 - 1)
+
+
+def cache_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """All last-level caches together: threads may read into several. 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    caches: dict[tuple[int, str], int] = {}  # by level, and by the cores that share it
+    for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*/cache/index*"):
+        with suppress(OSError, ValueError):  # a machine need not tell all of them
+            level, cores, size = ((folder / name).read_text().strip() for name in _OF_CACHE)
+            caches[int(level), cores] = int(size.removesuffix("K")) * 1024
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last)
 
 
 def cgroup_free_bytes(root: Path = Path("/")) -> Iterator[int]:

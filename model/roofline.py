@@ -14,10 +14,13 @@ from torch import Tensor
 from model.counting import held_dtype, parameter_owners
 from model.decoder import Decoder
 from model.interface import ModelInfo, Roof
+from model.machine import cache_bytes, free_bytes
 from model.mixture_of_experts import MixtureOfExperts
 from model.quantization import QuantizedLinear
 
-MAX_READ_BYTES = 2**28  # no cache is larger, or what is larger is as slow
+# Of so many times what the caches hold, read over and over, they give next to nothing, however they replace.
+CACHES = 4
+LEAST_CACHE_BYTES = 2**26  # that a machine is taken to have, if it tells of less
 MEASURE_S = 0.2  # how long each product or reading is repeated, and at least `MIN_RUNS` times
 MIN_RUNS = 3
 ROWS, INNER, COLUMNS = 512, 2048, 2048  # of the product by which the rate is taken
@@ -25,7 +28,7 @@ PROBE = 128  # inner size and columns of the one that says whether that is worth
 
 
 def measure_roof(decoder: Decoder, info: ModelInfo) -> Roof:
-    """What this decoder needs, and what the machine gives now. Takes a second or two."""
+    """What this decoder needs, and what the machine gives now. Takes a few seconds."""
     dtype, device = getattr(torch, info.dtype), torch.device(info.device)
     weight_bytes, layers, output = demand(decoder, dtype)
     formats = [torch.float32]  # those in which its products could be computed: its own, and wider ones
@@ -86,8 +89,13 @@ def _multiplied(module: torch.nn.Module, attribute: str, parameter: Tensor) -> i
 
 def read_bytes_per_s(num_bytes: int, device: torch.device) -> float:
     """How fast so many bytes are read over and over, by torch's threads: from a cache, if they fit one."""
-    numbers = torch.ones(max(1, min(num_bytes, MAX_READ_BYTES) // 4), device=device)
+    numbers = torch.ones(max(1, min(num_bytes, most_read_bytes(device)) // 4), device=device)
     return max(numbers.nbytes / _fastest_s(read, device) for read in (numbers.sum, lambda: numbers @ numbers))
+
+
+def most_read_bytes(device: torch.device) -> int:
+    """More than this is as slow: far more than all caches hold, and no more than half of the free memory."""
+    return min(CACHES * max(cache_bytes(device), LEAST_CACHE_BYTES), free_bytes(device) // 2)
 
 
 def multiplications_per_s(formats: Iterable[torch.dtype], device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from model.config import DecoderConfig, Experts
 from model.decoder import Decoder
 from model.interface import Roof
 from model.loader import load, open_folder
-from model.roofline import demand, multiplications_per_s, read_bytes_per_s
+from model.machine import cache_bytes
+from model.roofline import demand, most_read_bytes, multiplications_per_s, read_bytes_per_s
 from tests.model.decoders import CPU, DOCUMENT, LLAMA_LIKE
 from tests.model.folders import write_folder
 
@@ -82,3 +84,43 @@ def test_the_slower_of_the_two_is_the_limit() -> None:
 def test_the_machine_reads_and_multiplies_something() -> None:
     assert 1e7 < read_bytes_per_s(2**20, CPU) < 1e13
     assert 1e7 < multiplications_per_s([torch.float32], CPU) < 1e14
+
+
+def write_cache(root: Path, cpu: int, index: int, level: int, cores: str, size: str) -> None:
+    folder = root / f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
+    folder.mkdir(parents=True)
+    for name, text in (("level", str(level)), ("shared_cpu_list", cores), ("size", size)):
+        (folder / name).write_text(text + "\n")
+
+
+def test_the_caches_of_the_last_level_count_once_each(tmp_path: Path) -> None:
+    """Four cores in two groups, of which each shares a cache; one does not tell its size."""
+    for cpu in range(4):
+        write_cache(tmp_path, cpu, 0, 1, f"{cpu}", "48K")
+        write_cache(tmp_path, cpu, 3, 3, "0-1" if cpu < 2 else "2-3", "32768K")
+    (tmp_path / "sys/devices/system/cpu/cpu3/cache/index3/size").unlink()
+    assert cache_bytes(CPU, tmp_path) == 2 * 2**25
+    assert cache_bytes(CPU, tmp_path / "elsewhere") == 0
+
+
+@pytest.mark.parametrize(
+    ("cache", "free", "most"),
+    [(480 * 2**20, 2**40, 1920 * 2**20), (0, 2**40, 2**28), (480 * 2**20, 2**30, 2**29)],
+)
+def test_what_is_read_fits_the_memory_but_no_cache(
+    monkeypatch: pytest.MonkeyPatch, cache: int, free: int, most: int
+) -> None:
+    monkeypatch.setattr("model.roofline.cache_bytes", lambda device: cache)
+    monkeypatch.setattr("model.roofline.free_bytes", lambda device: free)
+    assert most_read_bytes(CPU) == most
+
+
+def test_no_more_is_read_than_was_asked_for_nor_than_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ones = torch.ones
+    monkeypatch.setattr("torch.ones", lambda size, **options: (asked.append(size), ones(size, **options))[1])
+    monkeypatch.setattr("model.roofline.most_read_bytes", lambda device: 4000)
+    monkeypatch.setattr("model.roofline.MEASURE_S", 0.0)
+    read_bytes_per_s(400, CPU)
+    read_bytes_per_s(2**40, CPU)
+    assert asked == [100, 1000]
