@@ -118,7 +118,12 @@ def test_what_is_read_fits_the_memory_but_no_cache(
 def test_no_more_is_read_than_was_asked_for_nor_than_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     ones = torch.ones
-    monkeypatch.setattr("torch.ones", lambda size, **options: (asked.append(size), ones(size, **options))[1])
+
+    def counted(size: int, *, device: torch.device) -> torch.Tensor:
+        asked.append(size)
+        return ones(size, device=device)
+
+    monkeypatch.setattr("torch.ones", counted)
     monkeypatch.setattr("model.roofline.most_read_bytes", lambda device: 4000)
     monkeypatch.setattr("model.roofline.MEASURE_S", 0.0)
     read_bytes_per_s(400, CPU)

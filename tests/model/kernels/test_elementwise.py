@@ -155,3 +155,34 @@ def test_the_skip_connection_has_the_bits_of_plain_torch(
 ) -> None:
     x, y = (random(rows, size, dtype=dtype, seed=seed) for seed in (1, 2))
     assert same_bits(kernels.add(x, y, scale), x + y * scale)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_threads_share_out_have_the_bits_of_each_alone(
+    kernels: Kernels, dtype: torch.dtype
+) -> None:
+    """Threads share rows only of more than 2^14 numbers."""
+    rows, heads, size = 41, 3, 151
+    x, y = (random(rows, heads * size, dtype=dtype, seed=seed) for seed in (1, 2))
+    weight, bias = (random(heads * size, dtype=dtype, seed=seed) for seed in (3, 4))
+    table, positions = random(rows, 11, dtype=torch.float32, seed=5), torch.arange(rows).flip(0)
+
+    def of(some: slice) -> list[Tensor]:
+        turned = x[some].view(-1, heads, size), table.cos(), table.sin(), positions[some]
+        return [
+            *(kernels.activate(name, x[some], y[some]) for name in ACTIVATIONS),
+            kernels.add(x[some], y[some], 0.3),
+            kernels.layer_norm(x[some], weight, bias, 1e-3),
+            kernels.rms_norm(x[some], weight, 1e-3, 1.0),
+            *(kernels.rotate(*turned, is_interleaved) for is_interleaved in (True, False)),
+        ]
+
+    alone = [torch.cat(each) for each in zip(*(of(slice(row, row + 1)) for row in range(rows)), strict=True)]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert all(map(same_bits, of(slice(None)), alone))
+    finally:
+        torch.set_num_threads(before)
