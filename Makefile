@@ -38,7 +38,7 @@ format: .venv/tools ## Rewrite the files in the house's style.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-sanitize: ## Run every native product, and attention, with the sanitizers of addresses and undefined behaviour.
+sanitize: ## Run every native kernel with the sanitizers of addresses and undefined behaviour.
 	mkdir -p build
 	$(PYTHON) model/kernels/build.py build/check tests/model/kernels/check.cpp -O1 -g $(SANITIZERS)
 	build/check

@@ -1,22 +1,25 @@
-// The products and the attention of every path, on ragged sizes, against plain loops: a program of its own, for
-// emulators and sanitizers.
+// Every kernel of every path, on ragged sizes, against plain loops: a program of its own, for emulators and sanitizers.
 //
 //   check [path ...]    the paths given, or those that this machine has
 //
 // Prints a line for each path and dtype; the exit status is 1 if one failed. It knows the kernels as path.cpp has them.
+#include <omp.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 
 #include "check_attention.h"
+#include "check_elementwise.h"
 #include "check_numbers.h"
 
 extern "C" int verbatim_supports(const char* path);
 
 #define DECLARE(path, T, dtype) \
     extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype, \
-        path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, path##_attend_##dtype;
+        path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, path##_attend_##dtype, path##_activate_##dtype, \
+        path##_add_##dtype, path##_layer_norm_##dtype, path##_rms_norm_##dtype, path##_rotate_##dtype;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -27,13 +30,8 @@ extern "C" int verbatim_supports(const char* path);
 EACH_PATH(DECLARE)
 
 struct Kernels {
-    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4, *attend;
+    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4, *attend, *activate, *add, *layer_norm, *rms_norm, *rotate;
 };
-
-template <class T>
-static bool same(const vector<T>& a, const vector<T>& b) {
-    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
-}
 
 // Within the error of the sum and of one rounding, and each row with its bits alone.
 template <class T>
@@ -164,14 +162,19 @@ static bool packed_is_right(const Kernels& kernels, Random& random, int64_t rows
     return same(out, expected);
 }
 
-template <class T>
-static bool passes(const char* path, const char* dtype, const Kernels& kernels) {
-    Random random;
+// Says of each kernel that is wrong where it is.
+struct Report {
+    const char *path, *dtype;
     bool all = true;
-    auto report = [&](const char* kernel, bool right, int64_t rows, int64_t a, int64_t b) {
+
+    void operator()(const char* kernel, bool right, int64_t rows, int64_t a, int64_t b) {
         if (!right) printf("FAIL %s %s %s: %ld %ld %ld\n", path, kernel, dtype, (long)rows, (long)a, (long)b);
         all &= right;
-    };
+    }
+};
+
+template <class T>
+static void check_products(const Kernels& kernels, Random& random, Report& report) {
     for (int64_t rows : {1, 2, 3, 4, 7, 16, 17, 33})
         for (int64_t inputs : {1, 31, 64, 100, 257})
             for (int64_t outputs : {1, 15, 33, 70}) {
@@ -188,13 +191,69 @@ static bool passes(const char* path, const char* dtype, const Kernels& kernels) 
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
                 report("linear_packed", packed_is_right<T>(kernels, random, rows, 37, bits, 3, size, size / 2), rows, bits, size);
+}
+
+// The edges of what is computed together: one or two tiles of 16 rows, and what is called ahead of two more; a tile's 64
+// bytes of inputs; outputs by 32, and by blocks of which, on one thread, 640 are the first to be called ahead for.
+template <class T>
+static void check_edges(const Kernels& kernels, Random& random, Report& report) {
+    int before = omp_get_max_threads();
+    for (int threads : {1, 3}) {
+        omp_set_num_threads(threads);
+        for (int64_t rows : {32, 48, 49, 97})
+            for (int64_t inputs : {32, 64, 65})
+                for (int64_t outputs : {16, 48, 639, 640, 673}) {
+                    report("linear", linear_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                    report("linear_int8", int8_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                    report("linear_int4", int4_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
+                }
+        report("linear_packed", packed_is_right<T>(kernels, random, 97, 673, 4, 2, 32, 0), 97, 4, 32);
+    }
+    omp_set_num_threads(before);
+}
+
+template <class T>
+static void check_attention(const Kernels& kernels, Random& random, Report& report) {
+    auto check = [&](int64_t group, int64_t head_dim, int64_t window, const Kind& kind) {
+        report("attend", attention_is_right<T>(kernels.attend, random, group, head_dim, window, kind), group, head_dim, window);
+    };
     for (int64_t group : {1, 3, 8})
         for (int64_t head_dim : {7, 24, 64, 144})
-            for (int64_t window : {1, 40, 1000})
-                report("attend", attention_is_right<T>(kernels.attend, random, group, head_dim, window), group, head_dim, window);
-    printf("%s %s %s\n", all ? "PASS" : "FAIL", path, dtype);
+            for (int64_t window : {1, 40, 1000}) check(group, head_dim, window, {});
+    for (int64_t window : {1, 40, 1000}) {
+        check(3, 24, window, {20, false, false, false});
+        check(3, 24, window, {0, true, false, false});
+        check(3, 24, window, {0, true, true, false});
+        check(3, 24, window, {0, false, false, true});
+        check(1, 7, window, {20, true, true, true});
+    }
+}
+
+// Rows of fewer numbers than a vector, of whole ones, and of some more; the last of so many rows that threads share them.
+template <class T>
+static void check_elementwise(const Kernels& kernels, Random& random, Report& report) {
+    constexpr int64_t SHAPES[][2] = {{1, 1}, {3, 7}, {2, 8}, {3, 15}, {3, 31}, {1, 32}, {3, 33}, {2, 64}, {3, 257}, {250, 67}};
+    for (auto& [rows, size] : SHAPES)
+        for (bool has : {false, true}) {
+            report("activate", activation_is_right<T>(kernels.activate, random, rows, size, has), rows, size, has);
+            report("add", sum_is_right<T>(kernels.add, random, rows, size, has ? 0.3f : 1.0f), rows, size, has);
+            report("norm", norms_are_right<T>(kernels.layer_norm, kernels.rms_norm, random, rows, size, has), rows, size, has);
+            for (int64_t pairs : {(int64_t)0, size / 3, size / 2})
+                report("rotate", rotation_is_right<T>(kernels.rotate, random, rows, size, pairs, has), rows, size, pairs);
+        }
+}
+
+template <class T>
+static bool passes(const char* path, const char* dtype, const Kernels& kernels) {
+    Random random;
+    Report report = {path, dtype};
+    check_elementwise<T>(kernels, random, report);
+    check_products<T>(kernels, random, report);
+    check_edges<T>(kernels, random, report);
+    check_attention<T>(kernels, random, report);
+    printf("%s %s %s\n", report.all ? "PASS" : "FAIL", path, dtype);
     fflush(stdout);
-    return all;
+    return report.all;
 }
 
 static bool is_wanted(const char* path, int count, char** names) {
@@ -211,7 +270,8 @@ int main(int count, char** names) {
         verbatim_supports(#path); /* which asks the operating system for what the path needs */                    \
         Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype,          \
                            path##_linear_packed_##dtype, path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, \
-                           path##_attend_##dtype};                                                                \
+                           path##_attend_##dtype, path##_activate_##dtype, path##_add_##dtype, path##_layer_norm_##dtype, \
+                           path##_rms_norm_##dtype, path##_rotate_##dtype};                                        \
         all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)
