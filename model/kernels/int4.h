@@ -187,6 +187,7 @@ static void decode(const Int4& w, int64_t output, int64_t stride, int8_t* to) {
         uint8_t last_codes[VECTOR_BYTES], last_grids[GROUPS_OF_VECTOR];
         __m512i packed = load<__m512i>(readable(codes, codes_end, last_codes)), mask = _mm512_set1_epi8(15);
         const uint8_t* grid = readable(grids, grids_end, last_grids);
+        __builtin_prefetch(codes + AHEAD);
         __m512i values = _mm512_castsi128_si512(load<__m128i>(INTEGERS.of[grid[0]]));
         values = _mm512_mask_broadcast_i32x4(values, 0x00f0, load<__m128i>(INTEGERS.of[grid[1]]));
         values = _mm512_mask_broadcast_i32x4(values, 0x0f00, load<__m128i>(INTEGERS.of[grid[2]]));
