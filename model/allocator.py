@@ -23,7 +23,13 @@ def keep_freed_memory() -> None:
 
 
 def reserve(num_bytes: int, device: torch.device) -> None:
-    """Bring so much into memory and free it: the allocator, glibc's or the GPU's, keeps it for the steps."""
+    """Bring so much into memory and free it: the allocator, glibc's or the GPU's, keeps it for the steps.
+
+    What loading has freed goes back to the system first: holes between weights, which no step may fill.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     pieces = -(-num_bytes // _PIECE_BYTES)
     held = [torch.empty(_PIECE_BYTES, dtype=torch.uint8, device=device).fill_(0) for _ in range(pieces)]
     del held

@@ -21,6 +21,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from text_generation import Client
 
+from bench.checkpoint import write
 from bench.torture.wire import request
 from server.engine.worker import refusal
 from tests.model.folders import write_folder
@@ -154,6 +155,15 @@ def test_the_worker_takes_the_memory_that_was_planned(flags: tuple[str, ...]) ->
         with ThreadPoolExecutor(32) as pool:
             list(pool.map(lambda seed: fresh.generate(body, seed=seed, top_n_tokens=20), range(32)))
         assert process.memory_info().rss == pytest.approx(planned, rel=0.05)
+
+
+def test_what_quantizing_frees_is_not_held(tmp_path: Path) -> None:
+    """The weights as they were stored lay between those that stay: often it was 1.23 times the plan."""
+    write("125m", tmp_path)
+    with running(str(tmp_path), "--quantize", "int4", "--kv-cache-tokens", "4096") as quantized:
+        [worker] = children_of(quantized)
+        planned = quantized.http.get("/info").json()["memory"]["total_bytes"]
+        assert psutil.Process(int(worker)).memory_info().rss == pytest.approx(planned, rel=0.05)
 
 
 def test_the_plan_of_the_command_is_the_server_s(server: Server) -> None:
