@@ -233,7 +233,7 @@ def test_when_the_worker_dies_the_stream_goes_on_and_nobody_notices() -> None:
         events = parse_events(content)
         assert [event["token"] for event in events] == [event["token"] for event in expected]
         assert events[-1]["generated_text"] == expected[-1]["generated_text"]
-        assert events[-1]["details"]["timings"]["decode_ms"] > expected[-1]["details"]["timings"]["decode_ms"]
+        assert events[-1]["details"]["timings"]["decode_ms"] > 500, "another worker's start is a part of it"
         assert server.http.get("/health/ready").status_code == 200
         assert server.metric("verbatim_engine_restarts_total") == 1
         log = [line["message"] for line in server.lines()]
