@@ -158,19 +158,19 @@ async def send_rubbish(address: str, seed: int, until_s: float) -> list[str]:
 
 
 async def send_drawn(
-    address: str, document: Document, drawn: list[Request], until_s: float
+    address: str, document: Document, cases: list[Request], until_s: float
 ) -> tuple[int, list[str]]:
     """Send what was drawn from the OpenAPI document, right and wrong, a few at a time, until then.
 
     How many, and which answers should not have been.
     """
-    cases, bad = itertools.cycle(drawn), []
+    endless, bad = itertools.cycle(cases), []
     num_sent = 0
 
     async def send(http: httpx.AsyncClient) -> None:
         nonlocal num_sent
         while time.perf_counter() < until_s:
-            case = next(cases)
+            case = next(endless)
             try:
                 document.check(case, await http.send(case.build(http)), is_stormy=True)
             except (AssertionError, ValueError, httpx.HTTPError) as error:

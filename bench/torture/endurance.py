@@ -30,6 +30,7 @@ from bench.torture.manners import until_idle
 from bench.torture.overload import capacity
 from bench.torture.wire import Cut, fetch, metrics, request
 from bench.torture.wishes import Wish
+from tests.drawn import drawn
 from tests.server.schema_cases import Document
 from tests.whole import Server
 
@@ -113,7 +114,7 @@ async def storm(arena: Arena, minutes: float) -> Finding:
         answers_per_s, _ = await capacity(arena, server, wishes, arena.seconds(30, 1))
         await until_idle(server)
         document = Document(json.loads((await fetch(server.url, "/openapi.json"))[1]))
-        drawn = document.drawn(arena.times(2000, 50), arena.seed)
+        cases = drawn(document.requests(), arena.times(2000, 50), arena.seed)
         before = await _held(server)
         async with probing(server.url) as probes, loading(arena, server.url) as load:
             end_s = time.perf_counter() + duration_s
@@ -121,7 +122,7 @@ async def storm(arena: Arena, minutes: float) -> Finding:
                 load.open(wishes, 3 * answers_per_s, duration_s, arena.seed),
                 _leaving(load, wishes, rng, end_s),
                 send_rubbish(server.url, arena.seed, end_s),
-                send_drawn(server.url, document, drawn, end_s),
+                send_drawn(server.url, document, cases, end_s),
                 _slow(server.url, wishes, rng, end_s),
                 _deaths(server, rng, end_s, duration_s),
             )

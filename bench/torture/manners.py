@@ -154,17 +154,17 @@ async def _read_slowly(arena: Arena, finding: Finding, kind: str) -> None:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
         finding.expect(await until_idle(server) is not None, "blocks are held by nobody")
-    kib_each = (most - before) / num_readers / 1024
+    kib_each, beside_ms = (most - before) / num_readers / 1024, percentile_ms(load.tally.gap_s, 99)
     finding.figures |= {
         f"{kind}: dropped": f"{len(dropped_s)}/{num_readers}",
         f"{kind}: s until the last was": round(max(dropped_s, default=0.0), 1),
         f"{kind}: KiB of the front each": round(kib_each, 1),
-        f"{kind}: others' gap ms p99": percentile_ms(load.tally.gap_s, 99),
+        f"{kind}: others' gap ms p99": beside_ms,
         f"{kind}: without them": alone_ms,
     }
     finding.expect(len(dropped_s) >= num_readers, f"{kind}: not all were dropped")
     finding.expect_fast(kib_each <= 64, f"{kind}: a slow reader costs over 64 KiB")
-    _expect_unchanged(finding, percentile_ms(load.tally.gap_s, 99), alone_ms)
+    _expect_unchanged(finding, beside_ms, alone_ms)
 
 
 def _expect_unchanged(finding: Finding, beside_ms: float, alone_ms: float) -> None:

@@ -37,6 +37,7 @@ struct QueryOf<bfloat16> {
 };
 #endif
 
+// A query's numbers, as it is multiplied.
 template <class T>
 static inline void copied(const T* from, int64_t count, T* to) {
     memcpy(to, from, count * sizeof *to);

@@ -54,14 +54,19 @@ class Question(msgspec.Struct, array_like=True):
     max_cpu_s: float
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether it is an exception, or a panic of the library's Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def encode(backend: tokenizers.Tokenizer, question: Question) -> Encoding:
-    """Do it here; the library's panics, which are no `Exception`, become the answer's error."""
+    """Do it here; the library's failures, panics among them, become the answer's error."""
     # Of the library's calls, only those for a batch release the GIL: others would freeze every stream.
     call = backend.encode_batch if question.has_offsets else backend.encode_batch_fast
     try:
         (encoding,) = call([question.text], add_special_tokens=question.add_special_tokens)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         return Encoding([], error="cannot be cut into tokens: the model's tokenizer fails on this text")
     return Encoding(encoding.ids, encoding.offsets if question.has_offsets else [])

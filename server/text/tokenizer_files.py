@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from server.text.encoder import ANY_TEXT, is_tame
+from server.text.encoder import ANY_TEXT, is_failure, is_tame
 from server.text.links import read_inside
 from server.text.sentencepiece_model import SPACES_PATTERN, merges_of
 from server.text.sentencepiece_model import Model as SentencePieceModel
@@ -91,7 +91,7 @@ def load_backend(folder: Path) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
         if is_tame(backend, KNOWN_PATTERNS):  # else whoever runs it elsewhere tries it there
             backend.encode_batch([ANY_TEXT])
     except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # the library's, in Rust
+        if is_failure(error):
             raise ValueError(f"cannot load {path}: {_one_line(error)}") from error
         raise
     backend.no_truncation()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
-import hypothesis
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -82,25 +81,6 @@ class Document:
             _headers(),
         )
         return st.one_of(known, known, known, known, other)
-
-    def drawn(self, count: int, seed: int) -> list[Request]:
-        """So many of them, the same for the same seed."""
-        requests: list[Request] = []
-
-        @hypothesis.seed(seed)
-        @hypothesis.settings(
-            max_examples=count,
-            deadline=None,
-            database=None,
-            phases=[hypothesis.Phase.generate],
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        @hypothesis.given(self.requests())
-        def draw(request: Request) -> None:
-            requests.append(request)
-
-        draw()
-        return requests
 
     def check(self, request: Request, response: httpx.Response, *, is_stormy: bool = False) -> None:
         """Fail for a status that is not documented, or an answer without its documented shape.

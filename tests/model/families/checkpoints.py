@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import no_init_weights
 
+from tests.drawn import drawn
 from tests.model.families import gpts, llamas
 from tests.model.families.drawing import Draw, Fields, traits
 
@@ -61,19 +61,12 @@ def configurations(draw: Draw, model_type: str) -> Any:
 
 def varied(model_type: str) -> list[Any]:
     """A few configurations of this family, the same each time: each trait of many draws is among them."""
-    drawn: list[Fields] = []
-
-    @given(st.composite(FAMILIES[model_type])())
-    @settings(max_examples=60, phases=[Phase.generate], database=None)
-    def keep(fields: Fields) -> None:
-        drawn.append(fields)
-
-    keep()
-    missing = set().union(*map(traits, drawn))
+    left = drawn(st.composite(FAMILIES[model_type])(), 60)
+    missing = set().union(*map(traits, left))
     chosen: list[Fields] = []
     while missing or len(chosen) < MIN_CONFIGURATIONS:
-        chosen.append(max(drawn, key=lambda fields: len(traits(fields) & missing)))
-        drawn.remove(chosen[-1])
+        chosen.append(max(left, key=lambda fields: len(traits(fields) & missing)))
+        left.remove(chosen[-1])
         missing -= traits(chosen[-1])
     return [configuration(model_type, fields) for fields in chosen]
 

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from hypothesis import Phase, given, settings
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
@@ -17,6 +16,7 @@ from model.config import DecoderConfig
 from model.families import Family, family_of, known_families
 from model.families._fields import ACTIVATIONS, FIXED, HARMLESS
 from model.feed_forward import ACTIVATIONS as FORMULAS
+from tests.drawn import drawn
 from tests.model.decoders import random_ids
 from tests.model.families.checkpoints import FAMILIES, configurations, new_model, random_model, varied
 
@@ -25,17 +25,10 @@ EACH_FAMILY = pytest.mark.parametrize("model_type", FAMILIES)
 
 
 @functools.cache
-def drawn(model_type: str, count: int = 1) -> list[Json]:
+def files(model_type: str, count: int = 1) -> list[Json]:
     """Files config.json of this family, with every field that `transformers` can write."""
-    found: list[Json] = []
-
-    @given(configurations(model_type))
-    @settings(max_examples=count, phases=[Phase.generate], database=None)
-    def keep(config: Any) -> None:
-        found.append(json.loads(config.to_json_string(use_diff=False)))
-
-    keep()
-    return found
+    configs = drawn(configurations(model_type), count)
+    return [json.loads(config.to_json_string(use_diff=False)) for config in configs]
 
 
 def honoured(family: Family) -> set[str]:
@@ -85,7 +78,7 @@ def outcome(family: Family, config: Json, name: str, before: DecoderConfig) -> s
 def test_every_field_does_something_or_is_refused_or_is_harmless(model_type: str) -> None:
     """In one of many configurations at least: a window's size, say, does nothing where no layer has one."""
     family = family_of(model_type)
-    configs = drawn(model_type, 40)
+    configs = files(model_type, 40)
     # `transformers` always spells out which layers slide; older files do not.
     configs += [{name: c[name] for name in c if name != "layer_types"} for c in configs]
     unheard = {*honoured(family), *configs[0]} - harmless(family)
@@ -138,7 +131,7 @@ def test_an_activation_is_the_one_that_transformers_has_under_its_name() -> None
 
 @EACH_FAMILY
 def test_a_field_that_nobody_knows_is_refused_by_name(model_type: str) -> None:
-    family, [config] = family_of(model_type), drawn(model_type)
+    family, [config] = family_of(model_type), files(model_type)
     with pytest.raises(ValueError, match="num_dreams is not a field that is known for this model_type"):
         family.decoder_config({**config, "num_dreams": 2})
     for nothing in (None, False):
@@ -163,7 +156,7 @@ def test_a_field_that_nobody_knows_is_refused_by_name(model_type: str) -> None:
 )
 def test_what_published_files_have_beside_their_fields_changes_nothing(model_type: str, fields: Json) -> None:
     """Each was seen in the config.json of a model that people have; transformers keeps and ignores it."""
-    family, [config] = family_of(model_type), drawn(model_type)
+    family, [config] = family_of(model_type), files(model_type)
     assert family.decoder_config({**config, **fields}) == family.decoder_config(config)
 
 
@@ -184,7 +177,7 @@ def gathered(config: Json) -> Json:
 @EACH_FAMILY
 def test_what_version_5_of_transformers_gathers_is_taken_apart(model_type: str) -> None:
     family = family_of(model_type)
-    for config in drawn(model_type, 20):
+    for config in files(model_type, 20):
         assert decoder_or_refusal(family, gathered(config)) == decoder_or_refusal(family, config)
 
 
@@ -203,7 +196,7 @@ def test_what_version_5_of_transformers_gathers_is_taken_apart(model_type: str) 
     ],
 )
 def test_what_it_gathers_must_be_possible(model_type: str, turned: object, message: str) -> None:
-    [config] = drawn(model_type)
+    [config] = files(model_type)
     config |= {"rope_scaling": None, "rope_theta": 10_000.0}
     with pytest.raises(ValueError, match=message):
         family_of(model_type).decoder_config({**config, "rope_parameters": turned})
@@ -211,7 +204,7 @@ def test_what_it_gathers_must_be_possible(model_type: str, turned: object, messa
 
 @EACH_FAMILY
 def test_what_must_be_as_it_is_is_refused_by_name_if_it_is_not(model_type: str) -> None:
-    family, [config] = family_of(model_type), drawn(model_type)
+    family, [config] = family_of(model_type), files(model_type)
     for name, value in {**FIXED, **family.FIXED}.items():
         family.decoder_config({**config, name: value})
         with pytest.raises(ValueError, match=f"{name} is .*, must be .*: no other is supported"):
@@ -221,7 +214,7 @@ def test_what_must_be_as_it_is_is_refused_by_name_if_it_is_not(model_type: str) 
 @EACH_FAMILY
 def test_what_is_left_out_is_what_transformers_takes_it_to_be(model_type: str) -> None:
     family = family_of(model_type)
-    for config in drawn(model_type, 4):
+    for config in files(model_type, 4):
         for field in msgspec.structs.fields(family.FIELDS):
             without = {name: value for name, value in config.items() if name != field.encode_name}
             ours = decoder_or_refusal(family, without)
@@ -232,7 +225,7 @@ def test_what_is_left_out_is_what_transformers_takes_it_to_be(model_type: str) -
 
 @EACH_FAMILY
 def test_a_field_without_which_there_is_no_model_is_asked_for(model_type: str) -> None:
-    family, [config] = family_of(model_type), drawn(model_type)
+    family, [config] = family_of(model_type), files(model_type)
     for field in msgspec.structs.fields(family.FIELDS):
         if field.required:
             without = {name: value for name, value in config.items() if name != field.encode_name}
@@ -274,7 +267,7 @@ def test_a_field_without_which_there_is_no_model_is_asked_for(model_type: str) -
 def test_an_impossible_value_ends_in_a_line_that_says_so(
     model_type: str, changes: Json, message: str
 ) -> None:
-    [config] = drawn(model_type)
+    [config] = files(model_type)
     with pytest.raises(ValueError, match=message):
         family_of(model_type).decoder_config({**config, **changes})
 
