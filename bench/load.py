@@ -25,12 +25,14 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from bench.machine import RoundsOption, described, machine
-from model.allocator import keep_freed_memory
+from model.allocator import return_freed_memory
 from model.checkpoint import INDEX, open_checkpoint
 from model.decoder import build_empty
 from model.families.verbatim import decoder_config
+from model.kernels.library import open_library
 from model.loader import load, open_folder
 from model.machine import num_cores, resident_bytes
+from server.engine.worker_process import SPINNING
 
 CONFIG: dict[str, Any] = {
     "model_type": "verbatim",
@@ -52,6 +54,13 @@ CONFIG: dict[str, Any] = {
     "feed_forward_bias": False,
     "tie_word_embeddings": False,
 }
+KINDS = (  # name, dtype, quantize
+    ("cold", "auto", "none"),
+    ("warm", "auto", "none"),
+    ("warm, to float32", "float32", "none"),
+    ("warm, to int8", "auto", "int8"),
+    ("warm, to int4", "auto", "int4"),
+)
 SHARD_BYTES = 500 * 10**6
 
 
@@ -72,15 +81,16 @@ def write_checkpoint(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def measure(folder: Path, dtype: str) -> dict[str, float]:
+def measure(folder: Path, dtype: str, quantize: str) -> dict[str, float]:
     """Load once, in this process."""
-    keep_freed_memory()
-    torch.set_num_threads(max(1, num_cores() - 1))
+    return_freed_memory()
+    torch.set_num_threads(num_cores())
+    kernels = open_library("auto")
     base_bytes = resident_bytes()
     began_s = time.perf_counter()
-    opened = open_folder(folder, dtype)
+    opened = open_folder(folder, dtype, quantize)
     opened_s = time.perf_counter()
-    loaded = load(opened)
+    loaded = load(opened, kernels=kernels)
     took_s = time.perf_counter() - opened_s
     weight_bytes = sum(parameter.nbytes for parameter in loaded.decoder.parameters())
     return {
@@ -126,9 +136,9 @@ def hash_speed() -> float:
     return 200 * len(data) / (time.perf_counter() - began_s) / 1e9
 
 
-def in_a_process(folder: Path, dtype: str) -> dict[str, float]:
-    """`measure`, in a fresh process."""
-    command = [sys.executable, "-m", "bench.load", "--folder", str(folder), "--once", dtype]
+def in_a_process(folder: Path, *kind: str) -> dict[str, float]:
+    """`measure`, in a fresh process whose threads wait as the worker's do."""
+    command = [*SPINNING, sys.executable, "-m", "bench.load", "--folder", str(folder), "--once", *kind]
     told: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return told
 
@@ -141,12 +151,12 @@ def bench(folder: Path, rounds: int) -> None:
         write_checkpoint(folder)
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(rounds):
-        for name, dtype in (("cold", "auto"), ("warm", "auto"), ("warm, to float32", "float32")):
+        for name, *kind in KINDS:
             if name == "cold":
                 forget(folder)
                 samples["read alone, cold"]["gb_per_s"].append(read_speed(folder))
                 forget(folder)
-            for figure, value in in_a_process(folder, dtype).items():
+            for figure, value in in_a_process(folder, *kind).items():
                 samples[name][figure].append(value)
         samples["read alone, warm"]["gb_per_s"].append(read_speed(folder))
         samples["SHA-256 alone, one core"]["gb_per_s"].append(hash_speed())
@@ -164,12 +174,12 @@ def main(
     folder: Annotated[
         Path | None, typer.Option(help="where the checkpoint is, or is to be written; absent: for this run")
     ] = None,
-    once: Annotated[str | None, typer.Option(hidden=True)] = None,
+    once: Annotated[tuple[str, str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure loading; 2 GB are written first, unless they are there."""
     if folder is not None:
         if once is not None:
-            print(json.dumps(measure(folder, once)))
+            print(json.dumps(measure(folder, *once)))
         else:
             folder.mkdir(parents=True, exist_ok=True)
             bench(folder, rounds)

@@ -23,7 +23,7 @@ from model.checkpoint import INDEX, WEIGHTS
 from model.loader import DECIDING_FILES
 from tests.model.folders import write_folder
 from tests.model.test_hostile_folders import BROKEN, FIRST, SECOND, Spoil
-from tests.server.api.test_hostile import INTEGERS, NO_INTEGERS, NO_JSON, NO_NUMBERS
+from tests.server.api.test_hostile import INTEGERS, NO_INTEGERS, NO_JSON, NO_NUMBERS, send_to
 from tests.server.api.test_parameters import FLOAT_FIELDS, INT_FIELDS
 from tests.whole import command, running
 
@@ -81,16 +81,11 @@ def refused_numbers() -> dict[str, float]:
                 before = front.memory_info().rss
             for name, values in literals.items():
                 for literal in values:
-                    body = f'{{"inputs": "a", "parameters": {{"max_new_tokens": 1, "{name}": {literal}}}}}'
-                    if name == "max_new_tokens":
-                        body = f'{{"inputs": "a", "parameters": {{"{name}": {literal}}}}}'
                     began_s = time.perf_counter()
-                    answer = server.http.post(
-                        "/generate", content=body, headers={"content-type": "application/json"}
-                    )
+                    answer = send_to(server.http, name, literal)
                     if 400 <= answer.status_code < 500:
                         times_ms.append((time.perf_counter() - began_s) * 1000)
-                    assert answer.status_code < 500, (body, answer.text)
+                    assert answer.status_code < 500, (name, literal, answer.text)
         grown = front.memory_info().rss - before
     times_ms.sort()
     return {

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model.allocator import keep_freed_memory, reserve
+from model.allocator import keep_freed_memory, reserve, return_freed_memory
 from model.batch import ForwardBatch
 from model.config import DecoderConfig
 from model.counting import count_parameters
@@ -68,6 +68,7 @@ class ModelRunner:
         """
         prepared = _prepare(folder, options)
         loaded = load(prepared.folder, prepared.device, on_progress, prepared.kernels)
+        keep_freed_memory()
         loaded.decoder.use(prepared.kernels)
         for layer in (*loaded.decoder.layers, loaded.decoder.output):
             layer.register_forward_pre_hook(lambda *_: on_layer())
@@ -184,7 +185,7 @@ class _Prepared:
 
 def _prepare(path: Path, options: RunnerOptions) -> _Prepared:
     """Everything before the weights: the process set up, the folder opened, the memory divided."""
-    keep_freed_memory()
+    return_freed_memory()
     device = torch.device(_choose_device(options.device))
     torch.set_num_threads(options.num_threads or num_cores())
     kernels = _choose_kernels(options.kernels, device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Interval, Len
+from annotated_types import Interval
 from pydantic import ConfigDict, ValidationError, create_model
 
 from model.sampling.sampling_params import SamplingParams
@@ -22,7 +22,6 @@ from server.text.tokenizer_config import read_json
 
 NAME = "generation_config.json"
 SAMPLING = ("temperature", "top_k", "top_p", "typical_p", "min_p", "repetition_penalty")
-_TokenId = Annotated[int, Interval(ge=0)]
 # What would change an answer and is not done here, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
@@ -56,14 +55,14 @@ class GenerationDefaults:
     sampling: Mapping[str, float] = field(default_factory=dict)  # fields of SamplingParams, by name
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
-    end_token_ids: tuple[int, ...] = ()
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
     """Read the file, or what config.json has of it; raises `ValueError` naming field, value and limit.
 
-    `max_length` is not read: the context is the limit of prompt and answer. Nor are fields that only beam
-    search, speed or the shape of transformers' own return value depend on.
+    `max_length` is not read: the context is the limit of prompt and answer. Nor are the end tokens, which are
+    the model's to read, and fields that only beam search, speed or the shape of transformers' own return
+    value depend on.
     """
     path, fields = folder / NAME, {}
     if path.is_file():
@@ -86,13 +85,11 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     sampling = {name: known[name] for name in SAMPLING if name in known}
     if known.get("do_sample") and sampling.get("temperature") == 0:
         raise ValueError(f"cannot load {path}: do_sample is true and temperature is 0, which is greedy")
-    end = known.get("eos_token_id", ())
     return GenerationDefaults(
         do_sample=known.get("do_sample"),
         sampling=sampling,
         max_new_tokens=known.get("max_new_tokens"),
         min_new_tokens=known.get("min_new_tokens"),
-        end_token_ids=(end,) if isinstance(end, int) else tuple(end),
     )
 
 
@@ -103,8 +100,7 @@ def _schema() -> Any:
     kinds: dict[str, Any] = {name: hints[name] for name in names} | {
         "do_sample": bool,
         "max_new_tokens": Annotated[int, Interval(ge=1)],
-        "min_new_tokens": _TokenId,
-        "eos_token_id": _TokenId | Annotated[list[_TokenId], Len(0, 128)],
+        "min_new_tokens": Annotated[int, Interval(ge=0)],
     }
     optional: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
     config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)

@@ -17,9 +17,9 @@ static inline Floats whole(Floats x) {
     return x + large - large;
 }
 
-static inline Floats within(Floats x, float low, float high) {
-    x = x < all(low) ? all(low) : x;
-    return x > all(high) ? all(high) : x;
+static inline Floats within(Floats x, Floats low, Floats high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
 }
 
 // codes: [rows, inputs], scales: [rows].
@@ -38,53 +38,71 @@ static int quantize_int8(int64_t rows, const T* w, int8_t* codes, float* scales,
     return 0;
 }
 
-constexpr int VECTORS = GROUP / LANES;
+static inline Floats below(Floats x) {
+    Floats nearest = whole(x);
+    return nearest > x ? nearest - all(1.0f) : nearest;
+}
 
-// A group on the grids that suit it best: the one of the least error, squared and summed; the first of those as good.
-struct Grid {
-    float step = 1, zero = 0;
+static inline Floats above(Floats x) { return -below(-x); }
 
-    void choose(const Floats (&group)[VECTORS]) {
-        Floats least = {}, most = {};
-        for (const Floats& x : group) {
-            least = x < least ? x : least;
-            most = x > most ? x : most;
+constexpr int TOGETHER = LANES * GROUP;
+
+// As many groups as a vector has lanes, each on the grid that suits it best: that of the least error, squared
+// and summed; the first of those as good. A group is a lane: no sum is over lanes, and no group waits for another.
+struct Grids {
+    Floats step = all(1.0f), zero = {};
+
+    // numbers[i]: the i-th of each group.
+    void choose(const Floats (&numbers)[GROUP]) {
+        Floats low = {}, high = {}, least = all(__builtin_inff());
+        for (const Floats& x : numbers) {
+            low = x < low ? x : low;
+            high = x > high ? x : high;
         }
-        float low = -largest(-least), exact = (largest(most) - low) / 15.0f, up = __builtin_ceilf(exact);
-        float steps[3] = {__builtin_floorf(exact), up, up + 1.0f}, zeros[3][2], errors[3][2];
-        for (int i = 0; i < 3; i++) {
-            steps[i] = steps[i] < 1.0f ? 1.0f : steps[i] > 16.0f ? 16.0f : steps[i];
-            float end = __builtin_floorf(127.0f / steps[i]), exact_zero = -low / steps[i];
-            Floats places[VECTORS];
-            for (int j = 0; j < VECTORS; j++) places[j] = within(whole(group[j] * all(1.0f / steps[i])), -end, end);
-            for (int upper = 0; upper < 2; upper++) {
-                float rounded = upper ? __builtin_ceilf(exact_zero) : __builtin_floorf(exact_zero);
-                zeros[i][upper] = rounded > 15.0f ? 15.0f : rounded;
-                Floats squares[VECTORS];
-                for (int j = 0; j < VECTORS; j++) {
-                    Floats error = within(places[j], -zeros[i][upper], 15.0f - zeros[i][upper]) * all(steps[i]) - group[j];
-                    squares[j] = error * error;
+        Floats exact = (high - low) / all(15.0f);
+        for (Floats tried : {below(exact), above(exact), above(exact) + all(1.0f)}) {
+            tried = within(tried, all(1.0f), all(16.0f));
+            Floats places[GROUP], exact_zero = -low / tried;
+            on_steps(numbers, tried, places);
+            for (Floats start : {below(exact_zero), above(exact_zero)}) {
+                start = start > all(15.0f) ? all(15.0f) : start;
+                Floats squares[GROUP];
+                for (int i = 0; i < GROUP; i++) {
+                    Floats error = within(places[i], -start, all(15.0f) - start) * tried - numbers[i];
+                    squares[i] = error * error;
                 }
-                for (int half = VECTORS / 2; half; half /= 2)  // halves onto each other, as `sum` goes on with it
-                    for (int j = 0; j < half; j++) squares[j] += squares[j + half];
-                errors[i][upper] = sum(squares[0]);
+                for (int half = GROUP / 2; half; half /= 2)
+                    for (int i = 0; i < half; i++) squares[i] += squares[i + half];
+                auto is_better = squares[0] < least;
+                least = is_better ? squares[0] : least;
+                step = is_better ? tried : step;
+                zero = is_better ? start : zero;
             }
         }
-        int best = 0;  // chosen at the end: branches that cannot be foreseen are slow
-        for (int i = 1; i < 6; i++) best = errors[i / 2][i % 2] < errors[best / 2][best % 2] ? i : best;
-        step = steps[best / 2];
-        zero = zeros[best / 2][best % 2];
     }
 
-    // Two codes in a byte.
-    void pack(const Floats (&group)[VECTORS], uint8_t* to) const {
-        float end = __builtin_floorf(127.0f / step);
-        int32_t codes[GROUP];
-        for (int i = 0; i < VECTORS; i++) {
-            Floats places = within(whole(group[i] * all(1.0f / step)), -end, end);
-            store(codes + i * LANES, __builtin_convertvector(within(places, -zero, 15.0f - zero) + all(zero), Ints));
+    // Two codes in a byte, for the first `count` groups.
+    void pack(const Floats (&numbers)[GROUP], int64_t count, uint8_t* codes, uint8_t* grids) const {
+        Floats places[GROUP];
+        on_steps(numbers, step, places);
+        Ints pairs[GROUP_BYTES], both = __builtin_convertvector((step - all(1.0f)) * all(16.0f) + zero, Ints);
+        for (int i = 0; i < GROUP; i += 2) {
+            Ints pair[2];
+            for (int j = 0; j < 2; j++)
+                pair[j] = __builtin_convertvector(within(places[i + j], -zero, all(15.0f) - zero) + zero, Ints);
+            pairs[i / 2] = pair[0] | pair[1] << 4;
         }
-        for (int i = 0; i < GROUP / 2; i++) to[i] = codes[2 * i] | codes[2 * i + 1] << 4;
+        for (int64_t group = 0; group < count; group++) {
+            grids[group] = both[group];
+            for (int i = 0; i < GROUP_BYTES; i++) codes[group * GROUP_BYTES + i] = pairs[i][group];
+        }
+    }
+
+   private:
+    // How many steps from 0 the numbers are.
+    static void on_steps(const Floats (&numbers)[GROUP], Floats step, Floats (&places)[GROUP]) {
+        Floats end = below(all(127.0f) / step), inverse = all(1.0f) / step;
+        for (int i = 0; i < GROUP; i++) places[i] = within(whole(numbers[i] * inverse), -end, end);
     }
 };
 
@@ -96,18 +114,19 @@ static int quantize_int4(int64_t rows, const T* w, uint8_t* codes, uint8_t* grid
     for (int64_t row = 0; row < rows; row++) {
         float scale = scales[row] = step_of_row(w + row * inputs, inputs);
         bool is_finite = scale < __builtin_inff();
-        for (int64_t group = 0; group < groups; group++) {
-            int64_t left = is_finite ? inputs - group * GROUP : 0;
-            T stored[GROUP] = {};
-            memcpy(stored, w + row * inputs + group * GROUP, (left < GROUP ? left : GROUP) * sizeof(T));
-            float some[GROUP];
-            for (int i = 0; i < GROUP; i++) some[i] = widened(stored[i]) / scale;
-            Floats numbers[VECTORS];
-            for (int i = 0; i < VECTORS; i++) numbers[i] = load<Floats>(some + i * LANES);
-            Grid grid;
-            grid.choose(numbers);
-            grid.pack(numbers, codes + (row * groups + group) * GROUP_BYTES);
-            grids[row * groups + group] = 16 * ((int)grid.step - 1) + (int)grid.zero;
+        for (int64_t first = 0; first < groups; first += LANES) {
+            int64_t left = is_finite ? inputs - first * GROUP : 0, count = groups - first < LANES ? groups - first : LANES;
+            T stored[TOGETHER] = {};
+            memcpy(stored, w + row * inputs + first * GROUP, (left < TOGETHER ? left : TOGETHER) * sizeof(T));
+            float some[TOGETHER], turned[TOGETHER];
+            for (int i = 0; i < TOGETHER; i++) some[i] = widened(stored[i]) / scale;
+            for (int i = 0; i < GROUP; i++)
+                for (int lane = 0; lane < LANES; lane++) turned[i * LANES + lane] = some[lane * GROUP + i];
+            Floats numbers[GROUP];
+            for (int i = 0; i < GROUP; i++) numbers[i] = load<Floats>(turned + i * LANES);
+            Grids best;
+            best.choose(numbers);
+            best.pack(numbers, count, codes + (row * groups + first) * GROUP_BYTES, grids + row * groups + first);
         }
     }
     return 0;

@@ -22,7 +22,7 @@ from server.engine.heartbeat import Heartbeat
 
 # A compute thread that has ended its part tries so often whether the others have, and then sleeps. By default
 # it would try for milliseconds, and so keep the front, or another compute thread, from its core.
-_SPINNING = ("env", "GOMP_SPINCOUNT=1000")  # which becomes the worker, and must come before it loads OpenMP
+SPINNING = ("env", "GOMP_SPINCOUNT=1000")  # which becomes the worker, and must come before it loads OpenMP
 _PATIENCE_S = 5.0  # for a worker whose socket is closed to end by itself
 
 
@@ -35,7 +35,7 @@ class WorkerProcess:
         self.heartbeat = Heartbeat.create(config.max_num_seqs)
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [*_SPINNING, sys.executable, "-m", module, str(theirs.fileno()), str(self.heartbeat.descriptor)],
+            [*SPINNING, sys.executable, "-m", module, str(theirs.fileno()), str(self.heartbeat.descriptor)],
             pass_fds=(theirs.fileno(), self.heartbeat.descriptor),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C on the terminal is the front's to handle

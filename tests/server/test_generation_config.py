@@ -51,9 +51,7 @@ def test_what_real_models_say_is_read(tmp_path: Path) -> None:
         do_sample=True,
         sampling={"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05},
         max_new_tokens=2048,
-        end_token_ids=(151645, 151643),
     )
-    assert read(tmp_path, {"eos_token_id": 0, "temperature": 1}).end_token_ids == (0,)
 
 
 def test_what_transformers_writes_by_itself_is_neutral(tmp_path: Path) -> None:
@@ -62,7 +60,6 @@ def test_what_transformers_writes_by_itself_is_neutral(tmp_path: Path) -> None:
     every = GenerationConfig(eos_token_id=2).to_dict()
     assert every["num_beams"] == 1
     defaults = read(tmp_path, every)
-    assert defaults.end_token_ids == (2,)
     assert defaults.do_sample is False
 
 
@@ -96,8 +93,6 @@ def test_what_would_change_an_answer_is_refused_by_name(name: str, value: object
         ({"repetition_penalty": 0}, "repetition_penalty is 0: it must be greater than 0"),
         ({"do_sample": 1}, "do_sample is 1: it must be a valid boolean"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be greater than or equal to 1"),
-        ({"eos_token_id": -1}, "eos_token_id is -1: it must be greater than or equal to 0"),
-        ({"eos_token_id": ["a"]}, "eos_token_id is "),
         ({"do_sample": True, "temperature": 0.0}, "do_sample is true and temperature is 0"),
     ],
 )

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from server.api.schemas import GenerateParameters
@@ -46,11 +47,16 @@ FLOATS = [-(2.0**63), -1.0, -0.0, 0.0, 5e-324, 0.5, 1.0, 1.5, 2.0**31, 1.7e308]
 NO_JSON = ["NaN", "Infinity", "-Infinity", "nan", "+1", "01", ".5", "1.", "0x1", "1_000", "--1"]
 
 
-def send(live: Live, name: str, literal: str) -> tuple[int, dict[str, Any]]:
-    """The status and the answer of a request in which this parameter has this spelling."""
+def send_to(http: httpx.Client, name: str, literal: str) -> httpx.Response:
+    """The answer to a request in which this parameter has this spelling."""
     limit = "" if name in ("max_new_tokens", "min_new_tokens") else '"max_new_tokens": 1, '
     body = f'{{"inputs": "a", "parameters": {{{limit}"{name}": {literal}}}}}'
-    response = live.http.post("/generate", content=body, headers={"content-type": "application/json"})
+    return http.post("/generate", content=body, headers={"content-type": "application/json"})
+
+
+def send(live: Live, name: str, literal: str) -> tuple[int, dict[str, Any]]:
+    """Its status and what it says."""
+    response = send_to(live.http, name, literal)
     return response.status_code, response.json()
 
 

@@ -58,7 +58,7 @@ REFUSED: list[tuple[str, list[object]]] = [
     ("presence_penalty", [-2.1, 2.1]),
     ("logit_bias", [{"0": -100.1}, {"0": 101}, {str(TOP_ID + 1): 1}, {"-1": 1}, {"01": 1}, {"x": 1},
                     {"0": None}, {"0": "1"}, {"0": True}, {str(i): 0 for i in range(301)}, []]),
-    ("stop", ["x", ["x"] * 17, ["x" * 257], [""], [None], [1]]),
+    ("stop", ["x", ["x"] * 17, ["x"] * 100_000, ["x" * 257], [""], [None], [1]]),
     ("stop_token_ids", [[TOP_ID + 1], [-1], [1] * 129, ["1"], [1.0], [True]]),
     ("min_new_tokens", [-1, 510]),
     ("seed", [-1, 2**64]),
