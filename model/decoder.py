@@ -17,6 +17,7 @@ from model.embeddings import POSITIONS, Rotate, TokenEmbedding
 from model.feed_forward import FeedForward
 from model.kernels.library import Kernels
 from model.linear import Linear
+from model.machine import settle_library
 from model.mixture_of_experts import MixtureOfExperts
 from model.norms import (
     Add,
@@ -62,6 +63,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        settle_library()
         self.config = config
         self.kernels: Kernels | None = None
         self.embedding = TokenEmbedding(config)

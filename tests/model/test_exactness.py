@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from random import Random
 
 import pytest
@@ -236,3 +238,28 @@ def test_a_window_leaves_out_the_tiles_of_which_no_row_sees_anything() -> None:
         for window, groups in layout.groups.items()
     }
     assert first_keys == {None: [0, 64, 128], 70: [64, 128], 5: [128]}
+
+
+LIVES = """
+import hashlib, os
+import numpy, torch
+from model.decoder import build_empty
+from tests.model.decoders import GPT2_LIKE
+
+torch.set_num_threads(2)
+numbers = torch.from_numpy(numpy.linspace(-4, 4, 2**20, dtype=numpy.float32))
+for _ in range(150):
+    if not os.fork():
+        build_empty(GPT2_LIKE)
+        print(hashlib.sha256(numbers.exp().numpy()).hexdigest(), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_every_process_computes_with_the_same_functions() -> None:
+    """3 in 100 had others on their second thread, which was the first to call MKL's (`settle_library`)."""
+    lives = subprocess.run([sys.executable, "-c", LIVES], capture_output=True, text=True, check=True)
+    found = lives.stdout.split()
+    assert len(found) == 150
+    assert len(set(found)) == 1
