@@ -21,6 +21,7 @@ from model.interface import ModelInfo, Roof
 from server.commands.shared import ENGINE_SETTINGS
 from server.engine.frames import Ready, Refused, WorkerConfig
 from server.engine.load import Load, Question, RoofQuestion, Run
+from server.engine.worker_process import SPINNING
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -62,9 +63,9 @@ class Inside:
 
 @contextlib.contextmanager
 def inside(config: WorkerConfig) -> Iterator[Inside]:
-    """Loaded, and ended afterwards."""
+    """Loaded, and ended afterwards. Its threads wait as the worker's do."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.engine.measurer"],
+        [*SPINNING, sys.executable, "-m", "server.engine.measurer"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C on the terminal is ours to handle

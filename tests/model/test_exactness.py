@@ -247,7 +247,7 @@ from model.decoder import build_empty
 from tests.model.decoders import GPT2_LIKE
 
 torch.set_num_threads(2)
-numbers = torch.from_numpy(numpy.linspace(-4, 4, 2**20, dtype=numpy.float32))
+numbers = torch.from_numpy(numpy.linspace(-4, 4, 2**17, dtype=numpy.float32))
 for _ in range(150):
     if not os.fork():
         build_empty(GPT2_LIKE)
