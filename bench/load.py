@@ -97,14 +97,14 @@ def measure(folder: Path, dtype: str, quantize: str) -> dict[str, float]:
         "open_s": opened_s - began_s,
         "load_s": took_s,
         "gb_per_s": opened.checkpoint.num_bytes / took_s / 1e9,
-        "peak_over_weights": (_peak_bytes() - base_bytes) / weight_bytes,
+        "peak_over_weights": (peak_bytes() - base_bytes) / weight_bytes,
         "after_over_weights": (resident_bytes() - base_bytes) / weight_bytes,
     }
 
 
-def _peak_bytes() -> int:
-    """The most that this process held; getrusage would tell what its parent held before it."""
-    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:")]
+def peak_bytes(process: int | str = "self") -> int:
+    """The most that a process held; getrusage would tell what its parent held before it."""
+    [line] = [x for x in Path(f"/proc/{process}/status").read_text().splitlines() if x.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 

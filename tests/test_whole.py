@@ -22,6 +22,7 @@ from huggingface_hub import InferenceClient
 from text_generation import Client
 
 from bench.checkpoint import write
+from bench.load import peak_bytes
 from bench.torture.wire import request
 from server.engine.worker import refusal
 from tests.model.folders import write_folder
@@ -167,8 +168,7 @@ def test_what_quantizing_frees_is_not_held(tmp_path: Path) -> None:
         [worker] = children_of(quantized)
         planned = quantized.http.get("/info").json()["memory"]["total_bytes"]
         assert psutil.Process(int(worker)).memory_info().rss == pytest.approx(planned, rel=0.05)
-        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
-        assert int(peak) * 1024 == pytest.approx(planned, rel=0.05)
+        assert peak_bytes(worker) == pytest.approx(planned, rel=0.05)
 
 
 def test_the_plan_of_the_command_is_the_server_s(server: Server) -> None:
