@@ -48,7 +48,7 @@ async def termination(arena: Arena) -> Finding:
                 ready_s.append(await _drain(server, mixed[0], finding))
             finding.take(load.tally, may_refuse=False)
             after_s.append(await _exit_s(server, finding))
-        with arena.server("--grace-s", "0.05") as server:
+        with arena.server("--grace-s", "0") as server:  # the answers of a short run are over in 0.1 s
             async with loading(arena, server.url) as load:
                 await _start_some(load, long, rng)
                 server.process.send_signal(signal.SIGTERM)
