@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.allocator import bring_in
 from model.folder import LoadError, find_file, read_json, what_it_is
+from model.hashing import digests_of_pieces
+from model.kernels.library import Kernels
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # As `save_pretrained(variant="fp16")` writes, and as its shards were called before.
 _VARIANT = re.compile(r"model(?:-\d+-of-\d+)?\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
-PIECE_BYTES = 2**20  # is read and hashed in one go, while a core's own cache holds it
+READ_BYTES = 2**21  # are read and hashed in one go: 16 pieces, one for each lane of the longest vectors
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -75,20 +78,26 @@ class WeightsFile:
     path: Path
     tensors: tuple[StoredTensor, ...]
 
-    def read(self, pool: Executor, digest: Digest) -> Iterator[tuple[StoredTensor, Tensor]]:
-        """Each tensor, in memory of its own, read and hashed by all of the pool's threads.
+    def read(
+        self,
+        pool: Executor,
+        digest: Digest,
+        memory_of: Callable[[StoredTensor], Tensor],
+        kernels: Kernels | None = None,
+    ) -> Iterator[tuple[StoredTensor, Tensor]]:
+        """Each tensor, read by all of the pool's threads to where `memory_of` says: [num_bytes], uint8.
 
-        digest takes in the SHA-256 of the header, then that of each piece of each tensor. Raises `LoadError`
-        if the file has changed since it was opened.
+        digest takes in the SHA-256 of the header, then that of each piece of each tensor, found by `kernels`
+        if they are faster. Raises `LoadError` if the file has changed since it was opened.
         """
         with self.path.open("rb", buffering=0) as file:
             header = os.pread(file.fileno(), self.tensors[0].begin, 0)
             digest.update(hashlib.sha256(header).digest())
             for stored in self.tensors:
-                held = torch.empty(stored.num_bytes, dtype=torch.uint8)
-                read = partial(_read_piece, file.fileno(), stored, held.numpy().data)
-                for piece in pool.map(read, range(0, stored.num_bytes, PIECE_BYTES)):
-                    digest.update(piece)
+                held = memory_of(stored)
+                read = partial(_read_part, file.fileno(), stored, held, kernels)
+                for digests in pool.map(read, range(0, stored.num_bytes, READ_BYTES)):
+                    digest.update(digests)
                 tensor = held.view(stored.dtype).view(stored.shape)
                 del held, read  # nobody but the caller holds it while it waits
                 yield stored, tensor
@@ -206,13 +215,16 @@ def _why_there_is_none(folder: Path) -> str:
     return "there is no such file"
 
 
-def _read_piece(descriptor: int, stored: StoredTensor, memory: memoryview, begin: int) -> bytes:
-    """Read one piece into its place; its SHA-256."""
-    piece = memory[begin : begin + PIECE_BYTES]
-    done = 0
-    while done < len(piece):
-        count = os.preadv(descriptor, [piece[done:]], stored.begin + begin + done)
+def _read_part(
+    descriptor: int, stored: StoredTensor, memory: Tensor, kernels: Kernels | None, begin: int
+) -> bytes:
+    """Read one part into its place; the SHA-256 of its pieces."""
+    part = memory[begin : begin + READ_BYTES]
+    bring_in(part)
+    left = part.numpy().data
+    while left:
+        count = os.preadv(descriptor, [left], stored.begin + begin + len(part) - len(left))
         if not count:
             raise stored.error("ends too early: the file became shorter while it was read")
-        done += count
-    return hashlib.sha256(piece).digest()
+        left = left[count:]
+    return digests_of_pieces(part, kernels)

@@ -7,21 +7,20 @@ or steps.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from model.config import DecoderConfig
-from model.counting import held_dtype, parameter_owners
+from model.counting import parameter_owners
 from model.decoder import Decoder, build_empty
 from model.families import Family, family_of
+from model.filling import Filling
 from model.folder import LoadError, read_file, read_json
 from model.kernels.library import Kernels
 from model.machine import num_cores
@@ -136,14 +135,13 @@ def load(
 ) -> LoadedModel:
     """Fill the folder's decoder with its weights, one tensor at a time. Raises `LoadError`.
 
-    What is quantized is so by `kernels`, if there are any: the same, sooner.
+    What is quantized and hashed is so by `kernels`, if there are any: the same, sooner.
 
     At its peak it takes the weights and one stored tensor. The fingerprint is the SHA-256 of the files that
     decide an answer: name, length and SHA-256 of each beside the weights, then, file by file of these, the
-    SHA-256 of the header and of each tensor's pieces of 1 MiB, which several threads can find.
+    SHA-256 of the header and of each tensor's pieces of 128 KiB (see hashing.py).
     """
-    owners = parameter_owners(folder.decoder)
-    parameters = Parameters(folder.source, kernels)
+    filling = Filling(folder.source, folder.dtype, torch.device(device), kernels)
     digest = hashlib.sha256()
     for name in (*DECIDING_FILES, *_matches(folder.path)):
         if (content := read_file(folder.path, name)) is not None:
@@ -151,8 +149,8 @@ def load(
     done, total = 0, folder.checkpoint.num_bytes
     with ThreadPoolExecutor(2 * num_cores()) as pool:  # some wait for the disk
         for file in folder.checkpoint.files:
-            for stored, tensor in file.read(pool, digest):
-                _fill(folder.dtype, owners, stored, parameters.of(stored, tensor), torch.device(device))
+            for stored, tensor in file.read(pool, digest, filling.memory_of, kernels):
+                filling.fill(stored, tensor)
                 del tensor  # before the next one is read
                 done += stored.num_bytes
                 on_progress(done, total)
@@ -231,38 +229,6 @@ def _match(source: Source) -> dict[str, list[str]]:
     if missing:
         raise LoadError(f"{checkpoint.name}: tensor {min(missing)!r} is missing ({len(missing)} in all)")
     return places
-
-
-def _fill(
-    dtype: torch.dtype,
-    owners: dict[str, list[tuple[nn.Module, str]]],
-    stored: StoredTensor,
-    parts: Iterator[tuple[str, Tensor]],
-    device: torch.device,
-) -> None:
-    """Give one stored tensor's parts to the parameters that they are."""
-    for name, part in parts:
-        own = _own(part, held_dtype(*owners[name][0], dtype), device)
-        if not _is_finite(own):
-            raise stored.error("holds NaN or infinity")
-        parameter = nn.Parameter(own, requires_grad=False)
-        for module, attribute in owners[name]:
-            setattr(module, attribute, parameter)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity. A sum of any is one; of huge numbers it may be."""
-    if not tensor.is_floating_point():
-        return True
-    return math.isfinite(tensor.sum()) or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
-
-
-def _own(part: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The part in its format, on its device and in memory of its own: where it is, if it is alone there."""
-    is_alone = part.is_contiguous() and part.untyped_storage().nbytes() == part.nbytes
-    if is_alone and part.dtype == dtype and part.device == device:
-        return part
-    return torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
 
 
 def _end_token_ids(path: Path, config_json: dict[str, Any], config: DecoderConfig) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ _SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in vecto
 _MIXED = frozenset(
     {"linear_int8", "linear_int4", "linear_packed", "quantize_int8", "quantize_int4", "rotate", "attend"}
 )
+_LONG_VECTORS = frozenset({"avx512", "avx512_bf16", "amx"})  # paths of 16 lanes
 _ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "quick_gelu": 4}  # as in functions.h
 
 
@@ -70,6 +71,9 @@ class Kernels:
             for name in _NAMES
             for dtype in DTYPES
         }
+        self._functions["sha256", torch.uint8] = _function(
+            library, f"{path}_sha256_uint8", ctypes.c_int64, ctypes.c_void_p
+        )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`x @ weight.T + bias`, summed in float32.
@@ -136,6 +140,23 @@ class Kernels:
     def quantize_int4(self, weight: Tensor, codes: Tensor, grids: Tensor, scales: Tensor) -> None:
         """Fill what `Int4RowsLinear` holds: the bits of int4.py. weight: [out, in]."""
         self._call("quantize_int4", len(weight), weight, codes, grids, scales, weight.shape[1])
+
+    @property
+    def hashes_fast(self) -> bool:
+        """Whether `sha256` is faster than hashlib's, which has the processor's own instructions for it."""
+        return self.path in _LONG_VECTORS
+
+    def sha256(self, messages: Tensor) -> bytes:
+        """The SHA-256 of each message, one after the other. messages: [count, size], uint8.
+
+        size is a multiple of 64, or a `ValueError`.
+        """
+        count, size = messages.shape
+        if size % 64:
+            raise ValueError(f"sha256: messages have {size} bytes, must be a multiple of 64")
+        digests = messages.new_empty(count, 32)
+        self._call("sha256", count, messages, digests, size)
+        return digests.numpy().tobytes()
 
     def activate(self, name: str, x: Tensor, factor: Tensor | None) -> Tensor:
         """The activation of each number, times `factor`; computed in float32. x, factor: [num_rows, size]."""

@@ -22,6 +22,7 @@ namespace {
 #include "linear.h"
 #include "packed.h"
 #include "quantize.h"
+#include "sha256.h"
 }  // namespace
 
 template <class Argument>
@@ -60,3 +61,4 @@ KERNEL(layer_norm)
 KERNEL(rms_norm)
 KERNEL(rotate)
 KERNEL(attend)
+KERNEL_OF(sha256, uint8_t, uint8)

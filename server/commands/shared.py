@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from server import console
 from server.commands import hub
 from server.engine.frames import Refused, WorkerConfig
+from server.engine.read_ahead import read_ahead
 from server.engine.watchdog import Patience
 from server.engine.worker_client import WorkerClient
 from server.settings import Settings, SettingsError, load_settings
@@ -111,7 +112,8 @@ def worker_config(settings: Settings, folder: Path) -> WorkerConfig:
 def worker_client(
     settings: Settings, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> WorkerClient:
-    """An engine in a process of its own, not yet started."""
+    """An engine in a process of its own, which begins to load; nobody listens to it yet."""
+    read_ahead(folder)
     patience = Patience(watchdog_s=settings.watchdog_s, max_deaths=settings.max_worker_deaths)
     return WorkerClient(worker_config(settings, folder), settings.max_waiting, on_progress, patience)
 

@@ -59,6 +59,7 @@ class WorkerClient:
         self._num_deaths = 0  # in a row, without a token in between
         self._last_id = 0
         self._settled = asyncio.Event()  # ready, or never going to be
+        self._worker = WorkerProcess(config, worker_module)  # it gets ready while the caller does
 
     @property
     def info(self) -> ModelInfo | None:
@@ -101,8 +102,7 @@ class WorkerClient:
         return [self._submit(its_request) for its_request in choices_of(request, num_choices)]
 
     async def start(self) -> None:
-        """Start the worker; returns before it is ready."""
-        await self._start_worker()
+        """Listen to the worker, which was born with this; returns before it is ready."""
         self._supervising = asyncio.create_task(self._supervise())
 
     async def wait_until_settled(self) -> None:
@@ -154,15 +154,12 @@ class WorkerClient:
 
     # ---- one worker after another -------------------------------------------------------------------------
 
-    async def _start_worker(self) -> None:
-        self._worker = WorkerProcess(self.config, self.worker_module)  # at once ours to end, whatever comes
-        self._watchdog = Watchdog(partial(activity_of, self._worker.pid))
-        await self._worker.connect()
-
     async def _supervise(self) -> None:
         """Hand on what the worker says, and start another when it is gone, until that is of no use."""
         try:
             while True:
+                await self._worker.connect()
+                self._watchdog = Watchdog(partial(activity_of, self._worker.pid))
                 watching = asyncio.create_task(self._watch())
                 try:
                     async for event in self._worker.events():
@@ -210,7 +207,7 @@ class WorkerClient:
             return False
         if self._num_deaths > 1:
             await asyncio.sleep(self.patience.first_pause_s * 2 ** (self._num_deaths - 2))
-        await self._start_worker()
+        self._worker = WorkerProcess(self.config, self.worker_module)
         self._past = msgspec.structs.replace(self._past, num_restarts=self._past.num_restarts + 1)
         return True
 

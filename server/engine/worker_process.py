@@ -30,10 +30,10 @@ class WorkerProcess:
     """A process of its own at the other end of a socket pair."""
 
     def __init__(self, config: WorkerConfig, module: str) -> None:
-        """Start `python -m module`; it waits for `connect`."""
-        self._config = config
+        """Start `python -m module`, and tell it what to load. What it says lies there until `connect`."""
         self.heartbeat = Heartbeat.create(config.max_num_seqs)
         self._socket, theirs = socket.socketpair()
+        self._socket.sendall(encode(config))
         self._process = subprocess.Popen(
             [*SPINNING, sys.executable, "-m", module, str(theirs.fileno()), str(self.heartbeat.descriptor)],
             pass_fds=(theirs.fileno(), self.heartbeat.descriptor),
@@ -45,9 +45,8 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
 
     async def connect(self) -> None:
-        """Tell it what to load; returns before it is ready."""
+        """Take part in the event loop; returns before it is ready."""
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
-        self.send(self._config)
 
     @property
     def pid(self) -> int:

@@ -19,7 +19,7 @@ extern "C" int verbatim_supports(const char* path);
 #define DECLARE(path, T, dtype) \
     extern "C" Kernel path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype, path##_linear_packed_##dtype, \
         path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, path##_attend_##dtype, path##_activate_##dtype, \
-        path##_add_##dtype, path##_layer_norm_##dtype, path##_rms_norm_##dtype, path##_rotate_##dtype;
+        path##_add_##dtype, path##_layer_norm_##dtype, path##_rms_norm_##dtype, path##_rotate_##dtype, path##_sha256_uint8;
 #define EACH_DTYPE(DO, path) DO(path, float, float32) DO(path, bfloat16, bfloat16)
 #if defined(__x86_64__)
 #define EACH_PATH(DO) \
@@ -30,7 +30,8 @@ extern "C" int verbatim_supports(const char* path);
 EACH_PATH(DECLARE)
 
 struct Kernels {
-    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4, *attend, *activate, *add, *layer_norm, *rms_norm, *rotate;
+    Kernel *linear, *int8, *int4, *packed, *quantize_int8, *quantize_int4, *attend, *activate, *add, *layer_norm, *rms_norm, *rotate,
+        *sha256;
 };
 
 // Within the error of the sum and of one rounding, and each row with its bits alone.
@@ -162,6 +163,23 @@ static bool packed_is_right(const Kernels& kernels, Random& random, int64_t rows
     return same(out, expected);
 }
 
+// 64 zeros have the digest that anybody finds for them; and each message has its own alone, whatever lies in other lanes.
+static bool hashes_are_right(Kernel* sha256, Random& random, int64_t rows, int64_t size) {
+    constexpr uint8_t OF_ZEROS[] = {0xf5, 0xa5, 0xfd, 0x42, 0xd1, 0x6a, 0x20, 0x30, 0x27, 0x98, 0xef, 0x6e, 0xd3, 0x09, 0x97, 0x9b,
+                                    0x43, 0x00, 0x3d, 0x23, 0x20, 0xd9, 0xf0, 0xe8, 0xea, 0x98, 0x31, 0xa9, 0x27, 0x59, 0xfb, 0x4b};
+    vector<uint8_t> zeros(64 * rows), digests(32 * rows), alone(32);
+    call(sha256, rows, zeros.data(), digests.data(), 64);
+    for (int64_t row = 0; row < rows; row++)
+        if (memcmp(&digests[32 * row], OF_ZEROS, 32)) return false;
+    auto messages = random.integers<uint8_t>(rows * size);
+    call(sha256, rows, messages.data(), digests.data(), size);
+    for (int64_t row = 0; row < rows; row++) {
+        call(sha256, 1, &messages[row * size], alone.data(), size);
+        if (memcmp(&digests[32 * row], alone.data(), 32)) return false;
+    }
+    return true;
+}
+
 // Says of each kernel that is wrong where it is.
 struct Report {
     const char *path, *dtype;
@@ -187,6 +205,9 @@ static void check_products(const Kernels& kernels, Random& random, Report& repor
                 report("linear_int4", int4_is_right<T>(kernels, random, rows, inputs, outputs), rows, inputs, outputs);
     for (int64_t inputs : {1, 31, 32, 100, 520})
         report("quantize", rounding_is_right<T>(kernels, random, 7, inputs), 7, inputs, 0);
+    for (int64_t rows : {1, 4, 7, 8, 16, 33})
+        for (int64_t size : {64, 192, 1024})
+            report("sha256", hashes_are_right(kernels.sha256, random, rows, size), rows, size, 0);
     for (int64_t rows : {1, 5, 33})
         for (int32_t bits : {4, 8})
             for (int64_t size : {2, 32, 70})
@@ -271,7 +292,7 @@ int main(int count, char** names) {
         Kernels kernels = {path##_linear_##dtype, path##_linear_int8_##dtype, path##_linear_int4_##dtype,          \
                            path##_linear_packed_##dtype, path##_quantize_int8_##dtype, path##_quantize_int4_##dtype, \
                            path##_attend_##dtype, path##_activate_##dtype, path##_add_##dtype, path##_layer_norm_##dtype, \
-                           path##_rms_norm_##dtype, path##_rotate_##dtype};                                        \
+                           path##_rms_norm_##dtype, path##_rotate_##dtype, path##_sha256_uint8};                   \
         all &= passes<T>(#path, #dtype, kernels);                                                                  \
     }
     EACH_PATH(CHECK)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,26 @@ def test_before_it_is_ready_it_refuses(folder: Path) -> None:
         await client.stop()
 
     run(scenario)
+
+
+def test_a_worker_may_be_ready_before_anybody_listens(folder: Path) -> None:
+    """It is born with the client. uvloop hands over what lies there sooner than asyncio's own loop."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        client = WorkerClient(config_for(folder), 10)
+        said = partial(client._worker._socket.recv, 2**20, socket.MSG_PEEK)
+        while b"ready" not in await asyncio.to_thread(said):
+            await asyncio.sleep(0.02)
+        await client.start()
+        try:
+            await client.wait_until_settled()
+            assert len(await collect(client.submit(request()))) == 20
+        finally:
+            await client.stop()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 50))
 
 
 def test_closing_a_stream_frees_its_place_and_its_blocks(folder: Path) -> None:
