@@ -36,6 +36,7 @@ from server.commands.shared import (
     worker_client,
 )
 from server.connection import affordable_connections
+from server.engine.memory import keep_all
 from server.errors import ApiError
 from server.generation_config import read_generation_defaults
 from server.metrics import Metrics
@@ -122,6 +123,7 @@ def serve(
             took_s = time.monotonic() - began_s
             while not server.started:  # the port, if it is to be chosen, is known only then
                 await asyncio.sleep(0.01)
+            keep_all()
             console.announce(client.info, _address(server, settings), took_s, as_text=as_text)
 
     async def run() -> None:

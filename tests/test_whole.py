@@ -135,6 +135,32 @@ def test_the_official_clients_of_tgi_work_unchanged(server: Server) -> None:
     assert told[-1].generated_text == whole["generated_text"]
 
 
+# Says to a file, at a signal, how many objects Python leaves out when it looks for garbage, and how many not.
+TELLS_OF_GARBAGE = """
+import gc, os, pathlib, signal
+def tell(*_):
+    counts = f"{gc.get_freeze_count()} {len(gc.get_objects())}"
+    told = pathlib.Path(__file__).with_name(str(os.getpid()))
+    told.with_suffix(".half").write_text(counts)
+    told.with_suffix(".half").rename(told)
+signal.signal(signal.SIGUSR2, tell)
+"""
+
+
+def test_no_process_looks_for_garbage_in_what_it_started_with(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TELLS_OF_GARBAGE)
+    with running(PYTHONPATH=str(tmp_path)) as server:
+        server.generate()
+        for process in (server.front(), server.worker()):
+            assert process is not None
+            process.send_signal(signal.SIGUSR2)
+            told = tmp_path / str(process.pid)
+            assert eventually(told.exists)
+            num_kept, num_others = map(int, told.read_text().split())
+            assert num_kept > 50_000
+            assert num_others < num_kept / 5
+
+
 def test_it_says_what_it_serves(server: Server) -> None:
     info = server.http.get("/info").json()
     assert info["model_id"] == "verbatim-storyteller"

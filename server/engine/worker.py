@@ -34,6 +34,7 @@ from server.engine.frames import (
     encode,
 )
 from server.engine.heartbeat import Heartbeat
+from server.engine.memory import keep_all
 from server.engine.request import EngineStats
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence as EngineSequence
@@ -62,6 +63,7 @@ class Worker:
         except Exception as error:
             self.tell(refusal(error))
             return
+        keep_all()
         self.tell(Ready(model.info))
         self.serve(engine, pending)
 
