@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from typing import Final
 
 import torch
 from torch import Tensor
 
+_LIBC: Final = ctypes.CDLL(None)  # glibc, or another that lacks some of this
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _MADV_POPULATE_WRITE = 23  # from Linux's mman.h; older systems do not know it
 _PIECE_BYTES = 8 * 2**20  # well below the threshold from which glibc maps each allocation by itself
@@ -46,10 +48,10 @@ def bring_in(memory: Tensor) -> None:
     """
     begin = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if (madvise := getattr(ctypes.CDLL(None), "madvise", None)) is not None and begin < end:
+    if (madvise := getattr(_LIBC, "madvise", None)) is not None and begin < end:
         madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_POPULATE_WRITE)
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+    if (mallopt := getattr(_LIBC, "mallopt", None)) is not None:
         mallopt(parameter, value)

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from model.allocator import bring_in
 from model.folder import LoadError, find_file, read_json, what_it_is
-from model.hashing import digests_of_pieces
+from model.hashing import PIECE_BYTES, digests_of_pieces
 from model.kernels.library import Kernels
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # As `save_pretrained(variant="fp16")` writes, and as its shards were called before.
 _VARIANT = re.compile(r"model(?:-\d+-of-\d+)?\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
-READ_BYTES = 2**21  # are read and hashed in one go: 16 pieces, one for each lane of the longest vectors
+READ_BYTES = 16 * PIECE_BYTES  # in one go, and then hashed: a piece for each lane of the longest vectors
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -83,7 +83,7 @@ class WeightsFile:
         pool: Executor,
         digest: Digest,
         memory_of: Callable[[StoredTensor], Tensor],
-        kernels: Kernels | None = None,
+        kernels: Kernels | None,
     ) -> Iterator[tuple[StoredTensor, Tensor]]:
         """Each tensor, read by all of the pool's threads to where `memory_of` says: [num_bytes], uint8.
 

@@ -60,10 +60,13 @@ class Filling:
         """Whether it is a parameter as it is, or waits until its packed layer is whole."""
         if self._source.is_packed(stored):
             return True
+        if self._device.type != "cpu":
+            return False
         tensor = without_memory(stored)
-        parts = Parameters(self._source).of(stored, tensor)
-        is_parameter = any(part is tensor and self._held_dtype(name) == stored.dtype for name, part in parts)
-        return is_parameter and self._device.type == "cpu"
+        return any(
+            part is tensor and self._held_dtype(name) == stored.dtype
+            for name, part in self._parameters.of(stored, tensor)
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
